@@ -2,9 +2,12 @@
 
 import gc
 import importlib
+import os
 
 import pytest
 
+# Where a test computes with two threads, one that waits leaves its core to the other workers.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 gc.disable()  # imports leave two million objects that live to the end; ``little_garbage`` in ``shared.py`` collects
 
 

@@ -47,6 +47,7 @@ CUDA = torch.device("cuda", 0)
 NAME = "a GPU that is not there"
 PINNED: set[StorageWeakRef] = set()  # pinned memory: an address would be taken over by the next who gets it
 WAITING = {"nonzero", "masked_select", "_unique2", "bincount"}  # the size of the result is read
+SEQUENCES = (list, tuple)  # a union of types is made anew at each look, of which there are millions
 aten = torch.ops.aten
 
 
@@ -116,15 +117,26 @@ def _mapped(change: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Every tensor of nested lists, tuples and dictionaries changed; a pytree's own walk takes most of the time."""
     if isinstance(tree, torch.Tensor):
         return change(tree)
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, SEQUENCES):
         return type(tree)([_mapped(change, x) for x in tree])
     return {key: _mapped(change, x) for key, x in tree.items()} if isinstance(tree, dict) else tree
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    _mapped(found.append, tree)
+    _gather(tree, found)
     return found
+
+
+def _gather(tree: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif isinstance(tree, SEQUENCES):
+        for x in tree:
+            _gather(x, found)
+    elif isinstance(tree, dict):
+        for x in tree.values():
+            _gather(x, found)
 
 
 def _unwrapped(x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@
     python tests/gpu_path/budgets.py OUT.json               # the tables of what was walked
 
 The figures are of all cases in one process: what one of them leaves in a cache, or a buffer that it makes larger, is there for
-the next.
+the next. They hold of the fast suite's half, too, which is walked in the same order.
 
 A figure that has fallen well below its budget fails too, so that the table says what is true: write the lower one.
 """

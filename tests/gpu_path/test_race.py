@@ -31,6 +31,7 @@ class Contestant:
         self.ended = True
 
 
+@pytest.mark.slow
 def test_ours_runs_to_its_end(tmp_path):
     pytest.importorskip("triton")
     out = tmp_path / "race.json"

@@ -1,10 +1,10 @@
 """Walks models of real widths and few layers through all that a GPU does, on the device that is not there.
 
-    PYTHONPATH=src:tests python -m gpu_path.walk OUT.json [--chips 80,90] [--sites] [CASE...]
+    PYTHONPATH=src:tests python -m gpu_path.walk OUT.json [--chips 80,90 [--of CASE,CASE]] [--sites] [CASE...]
 
 A process of its own, without Triton's interpreter. Writes what was seen at each stage of each case; with ``--chips``, what the
-compiler makes of every Triton kernel that was launched (``compiled.py``); with ``--sites``, from where the launches came. Of a
-checkpoint there are only names and shapes: weights have no memory.
+compiler makes of every Triton kernel that was launched, or that the cases ``--of`` launched (``compiled.py``); with
+``--sites``, from where the launches came. Of a checkpoint there are only names and shapes: weights have no memory.
 
 A step is walked at two depths, so that a layer's share can be told from what a step costs once.
 """
@@ -430,31 +430,42 @@ def recorded() -> dict[str, Any]:
     return seen
 
 
+def _taken(option: str, given: list[str]) -> list[str]:
+    """The values of an option, which is taken out of the arguments; none where it is not there."""
+    if option not in given:
+        return []
+    at = given.index(option)
+    _, values = given[at : at + 2]
+    del given[at : at + 2]
+    return values.split(",")
+
+
 def main() -> None:
     """Walk the cases that were named, or all."""
     assert "TRITON_INTERPRET" not in os.environ, "kernels that are interpreted cannot be recorded"
     out, *given = sys.argv[1:]
-    chips: list[int] = []
-    if "--chips" in given:
-        at = given.index("--chips")
-        chips = [int(chip) for chip in given[at + 1].split(",")]
-        del given[at : at + 2]
+    chips, of = (_taken(option, given) for option in ("--chips", "--of"))
     if "--sites" in given:
         given.remove("--sites")
         WATCH.sites = Counter()
     torch.set_num_threads(1)
     gc.freeze()  # what imports made is not gone through between the models
     quantise = quantised()
-    cases = {name: walk(CASES[name]) for name in given or CASES}
+    cases: dict[str, Any] = {}
+    launches: dict[str, Any] = {}
+    for name in given or CASES:
+        WATCH.kernels.clear()
+        cases[name] = walk(CASES[name])
+        launches |= WATCH.kernels if name in (of or cases) else {}
     found = {
         "device": seen_by_the_device(),
         "races": [*raced(), *raced_by_triton()],
         "recorded": recorded(),
         "quantise": quantise,
         "cases": cases,
-        "kernels": list(WATCH.kernels.values()),
+        "all_cases": list(CASES),
+        "compiled": compile_all(list(launches.values()), list(map(int, chips))),
     }
-    found["compiled"] = compile_all(found["kernels"], chips)
     Path(out).write_text(json.dumps(found))
 
 

@@ -26,7 +26,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("dropped", [DROPPED, (5, 2**15, 0), (0, 0, 0)])
+@pytest.mark.parametrize("dropped", [DROPPED, (0, 0, 0)])
 @pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 def test_input_and_narrow_product_stand_side_by_side(tokens, inputs, ranks, dtype, tolerance, dropped, device):

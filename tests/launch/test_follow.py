@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from launched import free_port, launched
 from shared import write_recipe
+from tunesmith import cli
 from tunesmith.launch.group import group
 from tunesmith.pipeline import verbs
 from tunesmith.pipeline.follow import run_together
@@ -56,8 +59,34 @@ def _noting(send, seen):
     return noted
 
 
+@pytest.fixture
+def command_line(tmp_path, monkeypatch, capfd):
+    """A function: how two launched processes end that are given one command, and what was said to stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *arguments])
+        return launched(2, lambda _: cli.main(), tmp_path), capfd.readouterr()
+
+    return run
+
+
+def test_a_command_that_has_nothing_for_others_to_do_is_said_once(command_line):
+    ended, shown = command_line("schema")
+    assert [end.code for end in ended] == [0, 0], ended
+    assert json.loads(shown.out)["title"] == "Recipe"
+
+
+def test_an_error_of_usage_is_the_failure_of_all(command_line):
+    """Which a launcher makes its own."""
+    ended, shown = command_line("run", "no.yaml")
+    assert all(end.code for end in ended), ended
+    assert "no such recipe" in shown.err
+
+
+@pytest.mark.slow
 def test_torchrun_starts_the_command_line(tmp_path):
-    """A command that has nothing for others to do; a usage error is the launcher's failure."""
+    """The same two commands by the launcher itself."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     shown = subprocess.run([*command, "-m", "tunesmith", "schema"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert shown.returncode == 0, shown.stderr

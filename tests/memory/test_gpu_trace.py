@@ -18,17 +18,17 @@ TOY = {**WIDE, "rows": 300}
 del TOY["layers"]
 QUICK = [  # a second of a core each
     ({**WIDE, "model": "llama-8b", "recompute": "none"}, 0.001),
-    ({**WIDE, "model": "gemma3-12b", "recompute": "mlp"}, 0.001),
-    ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "inputs"}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "attention", "mlp_tile": 512}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "none", "layers": 3, "tokens": 8192, "mlp_tile": "auto"}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "tables": ("embedding", "head")}, 0.001),
     ({**WIDE, "model": "gemma3-12b", "recompute": "mlp", "tables": ("embedding",)}, 0.002),  # a tied table: 0.13 % above
     ({**TOY, "model": "llama", "recompute": "none"}, 0.012),
-    ({**TOY, "model": "qwen3", "recompute": "layer"}, 0.012),
-    ({**TOY, "model": "phi3", "recompute": "none"}, 0.02),
 ]
 MORE = [
+    ({**WIDE, "model": "gemma3-12b", "recompute": "mlp"}, 0.001),
+    ({**WIDE, "model": "llama-8b", "recompute": "layer", "layers": 5, "offload": "inputs"}, 0.001),
+    ({**TOY, "model": "qwen3", "recompute": "layer"}, 0.012),
+    ({**TOY, "model": "phi3", "recompute": "none"}, 0.02),
     ({**WIDE, "model": "llama-8b", "recompute": "none", "tables": ("head",)}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "none", "tables": ("embedding",)}, 0.001),
     ({**WIDE, "model": "llama-8b", "recompute": "layer", "dropout": 0.05, "r": 12, "layers": 4}, 0.005),

@@ -20,11 +20,14 @@ from tunesmith.rundir.records.parity import Parity
 KIND = "dynamic-Q4_K_M"
 
 
-@pytest.mark.parametrize("imatrix", [False, True])
-def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path, imatrix):
-    changes = {"export.gguf": ["Q4_K_M", KIND], "export.imatrix": imatrix, "train.learning_rate": 0.02}
-    run = api.open_run(write_recipe(tmp_path, tiny_dir, changes), tmp_path / "run")
-    api.make(run, ["parity"], all_needed=True)
+def _exported(recipe, folder, stage, weights):
+    """A run up to a stage, of which the choice is held against its file and the foretold sizes.
+
+    Args:
+        weights: what the costs are weighed with, and the ending of the file of them.
+    """
+    run = api.open_run(recipe, folder)
+    api.make(run, [stage], all_needed=True)
     files = Export.read(run.export / "export.json").files
     assert list(files) == ["Q4_K_M", KIND] and files[KIND].bytes <= files["Q4_K_M"].bytes
     assert all(0.75 < file.training_kept < 1.25 for file in files.values()), "the base lies on no grid"
@@ -34,12 +37,26 @@ def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path, ima
         size = (run.export / name).stat().st_size
         assert size <= 1.02 * foretold[name], name
     choice, costs = TypeChoice.read(run.export / f"toy-{KIND}.types.json"), RoundingCosts.read(run.export / "toy.rounding.json")
-    assert choice.cost <= choice.plain_cost and costs.weights == ("imatrix" if imatrix else "scores")
+    assert choice.cost <= choice.plain_cost and costs.weights == weights[0]
     file = GgufReader(run.export / f"toy-{KIND}.gguf")
-    assert file.value("quantize.imatrix.file") == ("toy.imatrix.gguf" if imatrix else "toy.scores.safetensors")
+    assert file.value("quantize.imatrix.file") == f"toy.{'.'.join(weights)}"
     types = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
     assert {name: tensor.type for name, tensor in choice.tensors.items()}.items() <= types.items()
     assert set(choice.tensors) == {name for name in types if not name.endswith("_norm.weight")}
+    return run, files
+
+
+CHANGES = {"export.gguf": ["Q4_K_M", KIND], "train.learning_rate": 0.02}
+
+
+def test_an_importance_matrix_takes_the_place_of_the_scores(tiny_dir, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_dir, {**CHANGES, "export.imatrix": True})
+    _exported(recipe, tmp_path / "run", "export", ("imatrix", "gguf"))
+
+
+def test_it_is_exported_deployed_and_swept_like_any_type(tiny_dir, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_dir, {**CHANGES, "export.imatrix": False})
+    run, files = _exported(recipe, tmp_path / "run", "parity", ("scores", "safetensors"))
     parity = Parity.read(run.export / "parity.json")
     deployed = next(form for form in parity.forms if form.form == parity.deployed == KIND)
     assert deployed.checks["adapter"].state == "pass"

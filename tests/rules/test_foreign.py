@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from source_tree import SOURCE, modules
+from source_tree import SOURCE, dotted, modules
 
 from shared import ROOT, toy_rows
 
@@ -141,7 +141,7 @@ def test_text_is_read_and_written_in_one_encoding_with_one_line_end():
 
 def _is_ours(node: ast.Call) -> bool:
     """``atomic.write_text(path, text)``, which settles both."""
-    return ast.unparse(node.func) == "atomic.write_text"
+    return dotted(node.func) == "atomic.write_text"
 
 
 def test_nothing_on_this_machine_is_asked_by_way_of_a_proxy():
@@ -151,7 +151,7 @@ def test_nothing_on_this_machine_is_asked_by_way_of_a_proxy():
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
+            called = dotted(node.func)
             if called.endswith("urlopen") or (called.endswith("build_opener") and "ProxyHandler({})" not in ast.unparse(node)):
                 offenders.append(f"{module.at(node)}: {called}")
             if called in ("httpx2.Client", "httpx2.AsyncClient") and "trust_env" not in {key.arg for key in node.keywords}:

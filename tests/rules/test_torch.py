@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-from source_tree import Module, modules
+from source_tree import Module, dotted, modules
 from torch_signatures import RELEASE, TABLE, calls
 
 from shared import ROOT
@@ -39,7 +39,7 @@ def _makes_tensors(node: ast.FunctionDef) -> bool:
     """Its result says so, or torch is called in it."""
     if node.returns is not None and "Tensor" in ast.unparse(node.returns):
         return True
-    calls = [ast.unparse(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
+    calls = [dotted(call.func) for call in ast.walk(node) if isinstance(call, ast.Call)]
     return any(call.startswith("torch.") and not call.startswith(("torch.cuda.", "torch.device")) for call in calls)
 
 

@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from source_tree import Module, modules
+from source_tree import Module, dotted, modules
 
 TABLE = Path(__file__).with_suffix(".json")
 RELEASE = "2.11"
@@ -40,7 +40,7 @@ def calls(module: Module) -> list[tuple[str, set[str], int]]:
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
             continue
-        first, dot, rest = ast.unparse(node.func).partition(".")
+        first, dot, rest = dotted(node.func).partition(".")
         name = home.get(first, "") + dot + rest
         if name.startswith("torch.") and name.replace(".", "").isidentifier() and not name.startswith(NOT_LOOKED_AT):
             found.append((name, {keyword.arg for keyword in node.keywords if keyword.arg}, node.lineno))

@@ -10,22 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import openai
 import uvicorn
 import yaml
-from starlette.applications import Starlette
+from jobs_program import application
 
-from tunesmith.serve.api_error import HANDLERS
 from tunesmith.serve.jobs.identity import Identity
 from tunesmith.serve.jobs.place import Place
-from tunesmith.serve.jobs.routes import routes
 from tunesmith.serve.jobs.service import Service
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PROGRAM = str(HERE / "jobs_program.py")
 STUBS = str(HERE / "jobs_worker.py")
 VERDICT = sorted((ROOT / "benchmarks" / "results" / "verdicts").iterdir())[0] / "verdict.json"
 
@@ -35,15 +33,6 @@ def write_settings(directory: Path, **keys) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "jobs.yaml").write_text(yaml.safe_dump({"models": {"tiny": "owner/tiny"}, **keys}))
     return directory
-
-
-def application(service: Service, models=None) -> Starlette:
-    @asynccontextmanager
-    async def lifespan(_):
-        async with service.running(models):
-            yield
-
-    return Starlette(routes=routes(service), exception_handlers=HANDLERS, lifespan=lifespan)
 
 
 class Server:
@@ -106,7 +95,7 @@ class Killable:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.place = Place(directory)
-        self._command = [sys.executable, __file__, str(directory), str(self.port), worker]
+        self._command = [sys.executable, PROGRAM, str(directory), str(self.port), worker]
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(HERE)])}
         self.start()
 
@@ -140,9 +129,3 @@ class Killable:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait()
-
-
-if __name__ == "__main__":
-    directory, port, worker = sys.argv[1:]
-    served = Service(Path(directory), worker=[sys.executable, worker, directory])
-    uvicorn.run(application(served), port=int(port), log_level="error")

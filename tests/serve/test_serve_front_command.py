@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
@@ -154,10 +155,49 @@ def test_the_welcome_says_what_is_served_and_how_to_try_it(renderer):
     assert json.loads(line.split(" -d ")[1].strip("'"))["model"] == "tuned"
 
 
-def test_a_run_is_served_asked_and_ended_by_the_command(tiny_run):
+class Forked:
+    """The command line in a process that is forked from this one, since a fresh one would import for seconds what is here.
+
+    Attributes:
+        stdout: what it says, line by line.
+        stderr: the file that holds the rest.
+    """
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.stderr = folder / "stderr"
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            self._run(writing, ["tunesmith", *arguments])
+        os.close(writing)
+        self.stdout = os.fdopen(reading)
+
+    def _run(self, writing: int, arguments: list[str]) -> None:
+        code = 99
+        try:
+            os.dup2(writing, 1)
+            os.dup2(os.open(self.stderr, os.O_CREAT | os.O_WRONLY), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+            sys.argv = arguments
+            cli.main()
+            code = 0
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        with self.stdout:
+            self.stdout.read()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_run_is_served_asked_and_ended_by_the_command(tiny_run, tmp_path):
     """The real thing: llama.cpp behind it, the official client before it; a signal lets the answer under way end."""
-    command = [sys.executable, "-m", "tunesmith", "serve", f"mine={tiny_run.path}", "--port", "0", "--force", "--slots", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    process = Forked(tmp_path, "serve", f"mine={tiny_run.path}", "--port", "0", "--force", "--slots", "2")
+    try:
         url = process.stdout.readline().split()[-1]
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
             name = client.models.list().data[-1].id
@@ -165,10 +205,15 @@ def test_a_run_is_served_asked_and_ended_by_the_command(tiny_run):
             whole = client.chat.completions.create(model=name, messages=question, max_tokens=40)
             stream = client.chat.completions.create(model=name, messages=question, max_tokens=40, stream=True)
             first = next(iter(stream))
-            process.send_signal(signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)
             rest = [first, *stream]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in rest)
         assert (name, text) == ("mine", whole.choices[0].message.content) and rest[-1].choices[0].finish_reason
-        assert process.wait(20) == 0 and "Traceback" not in process.stderr.read()
-        with pytest.raises(httpx2.ConnectError):
-            httpx2.get(url)
+        code = process.wait()
+    except BaseException:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    assert code == 0 and "Traceback" not in process.stderr.read_text()
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(url)

@@ -62,7 +62,7 @@ def test_kills_lose_nothing_and_double_nothing(tmp_path):
             server.kill()
             server.start()
             assert server.worker() == worker is not None, "the new server finds the worker of the old one"
-            made = disturb(server, lambda: False, 6, random.Random(3), 1.0)
+            made = disturb(server, lambda: False, 4, random.Random(3), 0.5)
             assert made["worker"] and made["server"], "both were killed"
             enough.touch()
             for job in jobs:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -39,25 +40,37 @@ def directory(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def fit(tmp_path, directory):
-    """``fit(folder, changes)``: a training as the stage does it; all bytes that it leaves."""
+@pytest.fixture(scope="module")
+def fit_in(directory):
+    """``fit_in(place, folder, changes)``: a training as the stage does it; all bytes that it leaves."""
 
-    def run(folder, changes, metrics_of=MetricsLog):
+    def run(place, folder, changes, metrics_of=MetricsLog):
         base, dtype = changes.get("base"), changes.pop("dtype", "fp32")
-        (tmp_path / "recipe").mkdir(exist_ok=True)
-        recipe = load_recipe(write_recipe(tmp_path / "recipe", tmp_path, {**FIXED, **changes}))
+        (place / "recipe").mkdir(exist_ok=True)
+        recipe = load_recipe(write_recipe(place / "recipe", place, {**FIXED, **changes}))
         model = load_model(directory, dtype, base, placement=Placement(resident_layers=recipe.train.resident_layers))
         layers = add_lora(model, recipe.lora, recipe.seed)
         t = TrainSettings(**recipe.train.model_dump())
         steps = Plan(TRAIN.lengths, t.num_train_epochs, t.tokens_per_step, t.max_length, recipe.seed)
-        home = tmp_path / folder
+        home = place / folder
         home.mkdir(exist_ok=True)
         metrics = metrics_of(home / "m.jsonl")
         fitted = loop.fit(model, layers, TRAIN, steps, DEV, t, recipe.seed, home / "checkpoints", metrics, "x")
         return fitted, bytes_of(home)
 
     return run
+
+
+@pytest.fixture
+def fit(fit_in, tmp_path):
+    """``fit(folder, changes)``: the same in a folder of the test's own."""
+    return partial(fit_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(fit_in, tmp_path_factory):
+    """The bytes of the training in one process."""
+    return fit_in(tmp_path_factory.mktemp("alone"), "one", {"train.ranks": 1})[1]
 
 
 @pytest.fixture
@@ -91,24 +104,22 @@ def test_the_number_of_processes_changes_no_byte(fit, changes, team_sizes):
     assert fitted.dev_losses[-1].dev_loss != fitted.dev_losses[0].dev_loss
 
 
-def test_few_slots_are_gone_through_in_turns(fit, monkeypatch):
-    expected = fit("one", {"train.ranks": 1})[1]
+def test_few_slots_are_gone_through_in_turns(fit, alone, monkeypatch):
     monkeypatch.setattr(distributed, "MOST_SLOTS", 2)
-    assert fit("turns", {"train.ranks": 2})[1] == expected
+    assert fit("turns", {"train.ranks": 2})[1] == alone
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_run_goes_on_with_another_number_of_processes(fit, ranks):
+def test_a_run_goes_on_with_another_number_of_processes(fit, alone, ranks):
     class Dying(MetricsLog):
         def append(self, line):
             if line["step"] == 7:
                 raise KeyboardInterrupt
             super().append(line)
 
-    expected = fit("whole", {"train.ranks": 2})[1]
     with pytest.raises(KeyboardInterrupt):
         fit("cut", {"train.ranks": 2}, Dying)
-    assert fit("cut", {"train.ranks": ranks})[1] == expected
+    assert fit("cut", {"train.ranks": ranks})[1] == alone
 
 
 def test_a_run_goes_on_with_layers_that_are_streamed(fit, tmp_path, monkeypatch):
