@@ -4,6 +4,8 @@ import pytest
 
 from shared import write_recipe
 from tunesmith.checkpoints.gguf_reader import GgufReader
+from tunesmith.checkpoints.gguf_write.quantize import quantize
+from tunesmith.checkpoints.gguf_write.rewrite import rewrite_gguf
 from tunesmith.engines.base import open_base
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.layers.blocks import BlockWeight
@@ -43,6 +45,22 @@ def test_a_file_that_is_there_is_trained_on_as_it_lies(tiny_gguf, tmp_path):
     assert base.blocks == tiny_gguf
     with pytest.raises(ModelError, match="is F16, and base names Q4_0"):
         open_base(tiny_gguf, base="Q4_0").blocks  # noqa: B018
+
+
+@pytest.mark.parametrize("base", ["gguf", "fp32"])
+def test_a_file_without_the_template_of_the_run_is_written_with_it(tiny_gguf, tmp_path, base):
+    """llama.cpp takes the template from the base; without one it is ChatML for whoever asks."""
+    own = tmp_path / "own.gguf"
+    quantize(tiny_gguf, tmp_path / "q8.gguf", "Q8_0")
+    rewrite_gguf(tmp_path / "q8.gguf", own, "{{ messages[0]['content'] }}")
+    changes = {"base": base, "chat.template": "chatml", "export.lora_gguf": True, "export.gguf": ["Q8_0"]}
+    run = api.open_run(write_recipe(tmp_path, own, changes), tmp_path / "run")
+    api.make(run, ["parity"], all_needed=True)
+    lora = next(form for form in Parity.read(run.export / "parity.json").forms if form.form == "LoRA")
+    assert lora.checks["template"].state == lora.checks["token ids"].state == "pass"
+    written = run.export / ("toy-base.gguf" if base == "gguf" else "toy-base-Q8_0.gguf")
+    assert _blocks_of(written) == _blocks_of(own)
+    assert f"export/{written.name}" in (run.export / "commands.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ def gguf_name(run: str, file_type: str) -> str:
 
 
 def base_name(run: str, file_type: str) -> str:
-    """File of the base in a llama.cpp type."""
-    return f"{run}-base-{file_type}.gguf"
+    """File of the base in a llama.cpp type; ``gguf`` is the file that it came in, with another template."""
+    return f"{run}-base.gguf" if file_type == "gguf" else f"{run}-base-{file_type}.gguf"
 
 
 def lora_name(run: str) -> str:
@@ -22,8 +22,7 @@ def lora_name(run: str) -> str:
 
 def base_file(recipe: Recipe) -> str:
     """The GGUF that an adapter is applied to: the recipe's own model, absolute, or a name in the export."""
-    own = recipe.model.endswith(".gguf")
-    return recipe.model if own else base_name(str(recipe.name), recipe.base_type)
+    return recipe.model if recipe.serves_own_file else base_name(str(recipe.name), recipe.base_type)
 
 
 def deployed_form(recipe: Recipe) -> str:

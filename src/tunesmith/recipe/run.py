@@ -270,6 +270,11 @@ class Recipe(Section):
         return self.base in BLOCK_BASES
 
     @property
+    def serves_own_file(self) -> bool:
+        """Whether an adapter's GGUF is applied to the recipe's own model: a GGUF that holds the template of the run."""
+        return self.model.endswith(".gguf") and self.chat.template is None and self.chat.enable_thinking is None
+
+    @property
     def base_type(self) -> str:
         """llama.cpp's file type of the base that lies beside an adapter, where it is made and not the model itself."""
         return self.base if self.deploys_adapter else plain_type(self.export.gguf[-1])

@@ -2,7 +2,8 @@
 
 It serves two: the adapter as a GGUF of its own is applied to it (``export.lora_gguf``), and the arm ``prompt_deployed`` asks
 it the best prompt, so that what a call takes is compared in one engine and one file type. For the adapter a recipe whose
-model is a GGUF file has its base already. The arm gets a file of the deployed type even then, by the way that the tuned one
+model is a GGUF file has its base already, if the run writes that file's own template: an engine takes the template from the
+base, and without one llama.cpp takes ChatML. The arm gets a file of the deployed type even then, by the way that the tuned one
 went: another type has another speed. It is no deployed form, so nothing is held against it and no command serves it. No
 importance matrix weighs its rounding; what a call takes does not depend on one, what is answered may a little.
 
@@ -33,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
-    if recipe.deploys_adapter and recipe.model.endswith(".gguf"):
+    if recipe.deploys_adapter and recipe.serves_own_file:
         return []
     for_arm = PROMPT_DEPLOYED in recipe.evaluate.arms
-    if not for_arm and (not recipe.export.lora_gguf or recipe.model.endswith(".gguf")):
+    if not for_arm and (not recipe.export.lora_gguf or recipe.serves_own_file):
         return []
     if facts.is_4bit:
         raise ExportError(
@@ -47,7 +48,8 @@ def _plan(recipe: Recipe, facts: Facts) -> list[Operation]:
         )
     kind, target = recipe.base_type, base_name(facts.name, recipe.base_type)
     if recipe.deploys_adapter:
-        return [Operation(kind="base-gguf", target=target, nbytes=gguf_size(facts, kind), write=_take_trained, record=GgufFile)]
+        nbytes = gguf_size(facts, kind) if kind != "gguf" else Path(recipe.model).stat().st_size
+        return [Operation(kind="base-gguf", target=target, nbytes=nbytes, write=_take_trained, record=GgufFile)]
     first = kind if kind in FULL else "F16"
     source = base_name(facts.name, first)
     steps = [
