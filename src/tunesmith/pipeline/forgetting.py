@@ -10,6 +10,7 @@ already.
 import logging
 from contextlib import closing
 
+from tunesmith import hardware
 from tunesmith.engines.form import ComputePlace, ExportedForm
 from tunesmith.evaluate.forgetting import STEPS, Measured, Paired, compared, conclude, measure, measure_apart
 from tunesmith.evaluate.forgetting_form import bits_added, bits_off, conclude_form, longest_of, measure_form, texts_of
@@ -51,6 +52,8 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     decisive, figures = compared(measured, probes, settings.margin)
     result = conclude([*decisive, *tasks], figures, settings.margin)
     if form is not None:
+        hardware.release_freed_memory()
+        hardware.begin_part()  # the models in process are gone: their peak and the file's never meet
         place = ComputePlace(device=best_device(), arithmetic=model.here.compute)
         texts = progress(f"forgetting of {form.name}", texts_of(measured))
         with closing(form.open(place, longest_of(measured))) as opened, texts as bar:
