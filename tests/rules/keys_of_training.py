@@ -222,7 +222,8 @@ def _merged_into(recipe, tmp):  # what the merge is asked for, up to where its d
         arguments.append(given[4])
         raise ExportError("stopped here", "")
 
-    job = SimpleNamespace(run=api.open_run(tmp / "toy.yaml", tmp / "run"), recipe=recipe, base=Path(recipe.model), staged=tmp)
+    run = api.open_run(tmp / "toy.yaml", tmp / "run")
+    job = SimpleNamespace(run=run, adapter=run.adapter, recipe=recipe, base=Path(recipe.model), staged=tmp)
     job.renderer, job.mixed = SimpleNamespace(stop_ids=(), template=""), None
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ExportError):
         patch.setattr("tunesmith.export.forms.merged.merge", merged)

@@ -26,7 +26,7 @@ with that of the whole: a mixture that runs on over the row shows there (one of 
 **Where memory ends** in one, all hear of it once they have computed, nothing is exchanged, and the first one decides; but in
 the middle of a pass in step there is nobody to tell, and the others end with it.
 
-Shape suffixes: T tokens, N rows (positions that predict).
+Shape suffixes: T tokens.
 """
 
 import logging

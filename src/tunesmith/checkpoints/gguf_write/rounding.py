@@ -15,7 +15,7 @@ the loss says near the weights no longer tells the cost.
 Cost: 0.5 to 0.7 microseconds a weight and core for all candidates together, most of it for the IQ4 types; once for all files
 of an export, and kept in ``export/NAME.rounding.json``. Memory: as for quantising.
 
-Shape suffixes: P some of the rows, O out_features, I in_features; here: B bytes.
+Shape suffixes: P some of the rows, O out_features, I in_features.
 """
 
 import functools

@@ -2,6 +2,8 @@
 
 The factors of a LoRA on linear layers are brought to the file's names and order of rows. DoRA's update is no product of two
 factors, and stacks of experts lie otherwise in the file: of these nothing is said, nor of whole tables that were trained.
+
+Shape suffixes: O out_features, R rank, I in_features.
 """
 
 import logging
