@@ -24,8 +24,8 @@ demo: $(VENV)/.run $(MODEL) assets/question_types.jsonl  ## fine-tune on questio
 addresses: $(VENV)/.run $(MODEL)  ## a harder task, and a verdict that says no
 	$(BIN)/tunesmith run recipes/us_addresses.yaml
 
-gemma: $(VENV)/.run $(GEMMA)  ## the addresses on Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
-	$(BIN)/tunesmith run recipes/us_addresses_gemma.yaml
+gemma: $(VENV)/.run $(GEMMA) assets/question_types.jsonl  ## the demo on the 4-bit file of Gemma-3-270M: 238 MB more, under the Gemma Terms of Use
+	$(BIN)/tunesmith run recipes/question_types_gemma.yaml
 
 spam: $(VENV)/.run $(MODEL) assets/sms_spam.jsonl  ## the whole ladder on a task of two classes
 	$(BIN)/tunesmith run recipes/sms_spam.yaml

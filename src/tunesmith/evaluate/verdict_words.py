@@ -132,7 +132,8 @@ def advice(verdict: Verdict, unsettled: bool) -> list[str]:
             f"{enough} of {len(gains)} seeds gain at least {gain} ({points_between(min(gains), max(gains))}), "
             "before quantisation"
         )
-    if verdict.as_good and verdict.candidate == "deployed" and verdict.saving is None and verdict.decision != "deploy":
+    shown = verdict.comparison.low >= verdict.terms.min_gain  # then nobody asks whether it is as good
+    if verdict.as_good and verdict.candidate == "deployed" and verdict.saving is None and not shown:
         sentences.append(
             f"{verdict.candidate} is for certain less than {gain} behind the best prompt: to know whether it is cheaper, add "
             "prompt_deployed to evaluate.arms and set advise.calls_per_month and evaluate.price_per_hour"
