@@ -57,7 +57,7 @@ class RoundingCosts(FileRecord):
 
     costs: dict[str, dict[str, float]]
     weights: Literal["imatrix", "scores"]
-    lost: dict[str, dict[str, float]] = field(default_factory=dict)
+    lost: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
 
 
 @dataclass(frozen=True, kw_only=True)
