@@ -26,7 +26,8 @@ from tunesmith.bits.mixed import MixedBase
 from tunesmith.checkpoints.hf import read_config
 from tunesmith.checkpoints.names import Naming, checkpoint_files
 from tunesmith.checkpoints.quantized.dense import dense_weight
-from tunesmith.checkpoints.quantized.layout import layout_of, lies_in_nf4
+from tunesmith.checkpoints.quantized.layout import layout_of
+from tunesmith.checkpoints.quantized.schemes import lies_in_nf4
 from tunesmith.checkpoints.shards import DTYPES, Shape, write_model
 from tunesmith.errors import ExportError
 from tunesmith.export.plan import Stored, Write, plan_merge

@@ -15,7 +15,7 @@ from pathlib import Path
 from tunesmith import hardware
 from tunesmith.advise.decide import decide
 from tunesmith.checkpoints.content import model_at_hand
-from tunesmith.checkpoints.quantized.layout import lies_in_nf4
+from tunesmith.checkpoints.quantized.schemes import lies_in_nf4
 from tunesmith.data.quality import Quality, wrong_lines
 from tunesmith.evaluate import rule
 from tunesmith.evaluate.gate import terms_of

@@ -128,16 +128,6 @@ def layout_of(directory: Path, *, dense: bool = True) -> Layout:
     return Layout(scheme=scheme, tensors=plain, files=places, packed=packed, left_out=left_out)
 
 
-def lies_in_nf4(directory: Path) -> bool:
-    """Whether a checkpoint holds its weights in NF4 as it is here.
-
-    Raises:
-        ModelError: no configuration there.
-    """
-    scheme = scheme_of(settings_of(read_settings(directory)))
-    return isinstance(scheme, Scheme) and scheme.is_nf4
-
-
 def _packed(scheme: Scheme, tensors: Mapping[str, StoredTensor], files: Mapping[str, Path]) -> dict[str, Packed]:
     if scheme.method == "bitsandbytes":
         found = _of_bitsandbytes(scheme, tensors, files)

@@ -23,8 +23,10 @@ compressed-tensors 0.20; ``quantize_config.json`` of AutoGPTQ and its successor 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from tunesmith.checkpoints.names import read_settings
 from tunesmith.rundir.records import Json
 
 Method = Literal["mxfp4", "fp8", "scaled", "packed", "awq", "gptq", "bitsandbytes"]
@@ -173,3 +175,13 @@ def _block(value: object) -> tuple[int, int] | None:
             return rows, columns
         case _:
             return None
+
+
+def lies_in_nf4(directory: Path) -> bool:
+    """Whether a checkpoint holds its weights in NF4 as it is here.
+
+    Raises:
+        ModelError: no configuration there.
+    """
+    scheme = scheme_of(settings_of(read_settings(directory)))
+    return isinstance(scheme, Scheme) and scheme.is_nf4
