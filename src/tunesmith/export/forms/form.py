@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from tunesmith.bits.mixed import MixedBase
 from tunesmith.bits.sensitivity import Sensitivity
 from tunesmith.chat.render import Renderer
+from tunesmith.checkpoints.gguf_write.kept import Updates
 from tunesmith.checkpoints.gguf_write.types import Metadata, Source
 from tunesmith.engines.form import ExportedForm
 from tunesmith.export.sizes import gguf_bytes
@@ -131,6 +132,7 @@ class Job:
         adapter_loss: that of the adapter, as training measured it; None where it is not known.
         best_step, steps: of the training.
         results: what each finished step left to be remembered, by its target.
+        updates: what the adapter added to the tensors of a 16-bit GGUF, by that file, once it was asked for.
     """
 
     run: RunDir
@@ -151,6 +153,7 @@ class Job:
     best_step: int | None = None
     steps: int | None = None
     results: dict[str, Record] = field(default_factory=dict)
+    updates: dict[Path, Updates] = field(default_factory=dict[Path, Updates])
 
     @property
     def name(self) -> str:

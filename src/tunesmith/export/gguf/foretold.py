@@ -2,9 +2,8 @@
 
 Of each kind of layer and type one matrix, that of the middle layer, gets a small random change; 256 rows of it are rounded as
 the file will be, and what is left of the change is measured (``checkpoints/gguf_write/kept.py``) and counts for all matrices of
-its kind. The change is as large as what LoRA
-adds (0.6 to 0.8 % of the weights' size, docs/explanation/bits.md); where weights lie on a type's grid it is lost whatever its
-direction, so a random one tells as much as the trained one will.
+its kind. The change is as large as what LoRA adds (0.6 to 0.8 % of the weights' size, docs/explanation/bits.md); where weights
+lie on a type's grid it is lost whatever its direction, so a random one tells as much as the trained one will.
 
 Refused: to compare the types of the base's own file with those that are written. Q4_K takes back what is trained on Q4_1 (its
 grid has the same points), and a checkpoint of 16 bits may lie on a grid too, as releases for quantisation do.

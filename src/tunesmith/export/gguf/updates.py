@@ -34,9 +34,16 @@ def updates_of(job: Job, merged: Path, source: Path) -> Updates:
     """
     if job.lora is None:
         return {}
+    if source not in job.updates:
+        job.updates[source] = _placed(job.adapter, merged, source)
+    return job.updates[source]
+
+
+def _placed(adapter: Path, merged: Path, source: Path) -> Updates:
+    """Factors under the names and in the order of the file, for which whole matrices are compared."""
     updates = {
         name.removesuffix(".weight"): parts[0]
-        for name, parts in read_updates(job.adapter).items()
+        for name, parts in read_updates(adapter).items()
         if name.endswith(".weight") and len(parts) == 1 and parts[0].length_O is None
     }
     placed, _ = places_of(updates, source, merged)
