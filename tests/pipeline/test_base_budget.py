@@ -15,6 +15,7 @@ from tunesmith.pipeline.base_forms import correct, pairs_of
 from tunesmith.pipeline.base_stage import BASE
 from tunesmith.pipeline.export import job_of, planned
 from tunesmith.pipeline.inputs import Inputs
+from tunesmith.pipeline.plan import plan
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import sha256_file
 from tunesmith.rundir.records.base_forms import BaseForms
@@ -77,6 +78,8 @@ def test_a_budget_too_small_says_the_least_and_a_base_without_a_choice_is_not_lo
     small = _run(tmp_path / "small", tiny_dir, {"base_budget": "1MB"})
     with pytest.raises(RecipeError, match=r"base_budget: 1MB is less than the 0.0\d+GB that this base takes") as caught:
         api.train(small)
+    with pytest.raises(RecipeError, match="base_budget: 1MB is less than"):
+        plan(str(write_recipe(tmp_path, tiny_dir, {**NF4, "base_budget": "1MB"})), gpu="T4")
     least = caught.value.hint.split()[1]
     enough = _run(tmp_path / "enough", tiny_dir, {"base_budget": least})
     with pytest.raises(ModelError, match=f"base_budget: {least}: what each layer is kept in is chosen in a run"):
@@ -90,6 +93,7 @@ def test_a_budget_too_small_says_the_least_and_a_base_without_a_choice_is_not_lo
     [
         ({"base": "bf16"}, "base is bf16; write base: nf4, or leave base_budget out"),
         ({"base_budget": "10%"}, r"expected auto, a share like \+10% or an amount like 6.5GB"),
+        ({"base_budget": 6500000000}, "or an amount like 6.5GB"),
         ({"train.resident_layers": 1}, "not with train.resident_layers: 1"),
         ({"train.shard": True}, "not with train.shard: true"),
         ({"tuned": {"adapter": "."}}, "not with tuned"),

@@ -9,9 +9,10 @@ from tunesmith.memory.dials import BYTES, Dials
 from tunesmith.memory.estimate import estimate
 from tunesmith.memory.plan import Point, spare_bytes
 from tunesmith.memory.shape import Shape
-from tunesmith.recipe.budget import budget_bytes
+from tunesmith.recipe.budget import budget_bytes, too_small
 
 FROZEN = ("linear layers", "norms, routers, projections", "head", "embedding")  # terms of an estimate that are the base
+SURE = 0.98  # of an estimated base; the run, which knows the bytes, decides about a budget that is closer
 
 
 def with_budget(dials: Dials, shape: Shape, budget: str | None) -> Dials:
@@ -19,12 +20,18 @@ def with_budget(dials: Dials, shape: Shape, budget: str | None) -> Dials:
 
     Args:
         budget: ``recipe.base_budget``.
+
+    Raises:
+        RecipeError: the base takes more than the budget in NF4 already.
     """
     if budget is None or budget == "auto":
         return dials
     resident = estimate(shape, dials).resident
     frozen = sum(resident.get(name, 0) for name in FROZEN)
-    return replace(dials, extra=max(0, budget_bytes(budget, frozen, 0) - frozen))
+    allowed = budget_bytes(budget, frozen, 0)
+    if allowed < SURE * frozen:
+        raise too_small(budget, frozen)
+    return replace(dials, extra=max(0, allowed - frozen))
 
 
 def auto_bytes(point: Point, room: int, context: int) -> int:

@@ -27,14 +27,13 @@ from tunesmith.bits.sensitivity import save_sensitivity
 from tunesmith.checkpoints.hf import Checkpoint
 from tunesmith.engines.base import BaseModel
 from tunesmith.engines.score import Pair, Scorer
-from tunesmith.errors import RecipeError
 from tunesmith.formatting import gb
 from tunesmith.models.mixed import frozen_bytes, in_16_bits, price, quantized_layers, refuse_nf4
 from tunesmith.pipeline.base import base_of
 from tunesmith.pipeline.dials import spare_bytes
 from tunesmith.pipeline.stage import Session
 from tunesmith.recipe import Recipe
-from tunesmith.recipe.budget import budget_bytes
+from tunesmith.recipe.budget import budget_bytes, too_small
 from tunesmith.rundir import RunDir
 from tunesmith.rundir.records.base_forms import BaseForms, BaseModule
 from tunesmith.tracking import progress
@@ -64,11 +63,7 @@ def execute(run: RunDir, recipe: Recipe, session: Session, argument: str) -> Non
     nf4_bytes = frozen_bytes(model)
     allowed = budget_bytes(recipe.base_budget, nf4_bytes, spare)
     if allowed < nf4_bytes:
-        least = f"{nf4_bytes / 1e9 + 5e-4:.3f}GB"
-        raise RecipeError(
-            f"base_budget: {recipe.base_budget} is less than the {least} that this base takes with its linear layers in NF4",
-            f"base_budget: {least} or more, or a share on top as +10%",
-        )
+        raise too_small(recipe.base_budget, nf4_bytes)
     documents = Documents.open(run.tokens("train"))
     rows = scored_rows(documents, recipe.seed)
     packs = packs_of(documents, rows)

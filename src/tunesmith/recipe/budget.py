@@ -2,6 +2,7 @@
 
 import re
 
+from tunesmith.errors import RecipeError
 from tunesmith.formatting import parse_amount
 
 _SHARE = re.compile(r"\+\s*(\d+(?:\.\d+)?)\s*%")
@@ -33,3 +34,17 @@ def budget_bytes(text: str, nf4_bytes: int, spare: int) -> int:
         return nf4_bytes + max(0, spare)
     share = _SHARE.fullmatch(text)
     return parse_amount(text) if share is None else int(nf4_bytes * (1.0 + float(share[1]) / 100.0))
+
+
+def too_small(text: str, nf4_bytes: int) -> RecipeError:
+    """What to say of a budget below what the base takes in NF4.
+
+    Args:
+        text: of the recipe.
+        nf4_bytes: that the base takes with everything in NF4 that may be.
+    """
+    least = f"{nf4_bytes / 1e9 + 5e-4:.3f}GB"
+    return RecipeError(
+        f"base_budget: {text} is less than the {least} that this base takes with its linear layers in NF4",
+        f"base_budget: {least} or more, or a share on top as +10%",
+    )

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
+from tunesmith.recipe.amount import AmountText
 from tunesmith.recipe.budget import checked_budget
 from tunesmith.recipe.data import Chat, Data
 from tunesmith.recipe.evaluate import EXTERNAL, Evaluate
@@ -101,7 +102,7 @@ class Recipe(Section):
         "nf4 is 4 bits a weight (QLoRA); a llama.cpp type trains on the very blocks of the GGUF that is deployed with the "
         "adapter beside it, and gguf on those of a model that is such a file",
     )
-    base_budget: Annotated[str, AfterValidator(checked_budget)] | None = Field(
+    base_budget: Annotated[AmountText, AfterValidator(checked_budget)] | None = Field(
         default=None,
         description="bytes that a base in NF4 may take, as an amount of the whole frozen base (6.5GB), a share on top of NF4 "
         "(+10%) or auto, what the plan leaves over: the linear layers that matter most to the rows get 8 or 16 bits, the rest "

@@ -6,15 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tunesmith.formatting import parse_amount
+from tunesmith.recipe.amount import AmountText, checked_amount
 from tunesmith.recipe.section import Section
 from tunesmith.recipe.tables import tables_of
 
 
-def _amount(text: str) -> str:
-    if text not in ("auto", "off"):
-        parse_amount(text)
-    return text
+def _memory(text: str) -> str:
+    return checked_amount(text, "auto", "off")
 
 
 class Lora(Section):
@@ -95,7 +93,7 @@ class Optimisation(Section):
         description="refuse what depends on scheduling: a GPU gives the same bytes again, as a CPU does anyway; "
         "without it the gradients of attention are added up in the order in which a GPU finishes them",
     )
-    memory: Annotated[str, AfterValidator(_amount)] = Field(
+    memory: Annotated[AmountText, AfterValidator(_memory)] = Field(
         default="auto",
         description="what training may take of a GPU: all that is free (auto) or an amount like 16GB; recompute, offload, "
         "mlp_tile, resident_layers and embedding_on that are left at their defaults are turned until it fits (tunesmith plan "

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, JsonValue, field_validator
 
 from tunesmith import hardware
 from tunesmith.errors import RecipeError
-from tunesmith.formatting import parse_amount
 from tunesmith.recipe import yaml_line
+from tunesmith.recipe.amount import AmountText, checked_amount
 from tunesmith.recipe.load import model_place, section_from
 from tunesmith.recipe.run import Recipe
 from tunesmith.recipe.section import ENTRY, Section
@@ -30,18 +30,13 @@ OF_THE_JOB = ("name", "model", "tuned")  # keys of a recipe that a job gives its
 OF_ITS_DATA = ("path", "split", "earlier_split", "trained_on")
 
 
-def _amount(text: str) -> str:
-    parse_amount(text)
-    return text
-
-
 def _address(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError("expected an address that begins with https:// (or http://)")
     return text
 
 
-Amount = Annotated[str, AfterValidator(_amount)]
+Amount = Annotated[AmountText, AfterValidator(checked_amount)]
 WebhookType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 ALL_TYPES: tuple[WebhookType, ...] = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
 
