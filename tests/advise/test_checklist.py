@@ -246,10 +246,13 @@ def test_advice_names_what_auto_comes_to():
         seen = dataclasses.replace(facts(), use_rslora=rslora)
         settings = decide(seen, 1.0).settings
         update = width_of_update(Lora(r=settings.r, alpha=32, use_rslora=rslora))
-        trained = derive(Train(), rows=seen.rows.train, tokens=seen.rows.tokens, hidden=2048, update=update).settings
+        rows = {"rows": seen.rows.train, "tokens": seen.rows.tokens, "supervised": seen.rows.supervised}
+        trained = derive(Train(), **rows, hidden=2048, update=update).settings
         assert settings.learning_rate == trained.learning_rate and settings.tokens_per_step == trained.tokens_per_step
     unknown = decide(facts(memory=NO_SIZES), 1.0).settings
     assert unknown.learning_rate is None and "train.learning_rate" not in {*unknown.keys, *unknown.why}
+    guessed = decide(facts(rows__counted=False), 1.0).settings
+    assert guessed.tokens_per_step is None and "train.tokens_per_step" not in {*guessed.keys, *guessed.why}
 
 
 def test_bands_are_those_of_the_check():

@@ -54,6 +54,24 @@ def test_rate_falls_as_the_update_is_scaled_up(lora, factor):
     assert rate == pytest.approx(factor * _rate(1024, 128, 200).settings.learning_rate, rel=0.05)  # two digits
 
 
+@pytest.mark.parametrize(
+    ("answer", "rate"),
+    [  # tokens of an answer, four of which are a step; long ones take the rate to that of many rows
+        (None, 6.6e-4),
+        (1, 6.6e-4),
+        (8, 6.6e-4),
+        (18, 9.9e-4),
+        (32, 1.3e-3),
+        (900, 1.3e-3),
+    ],
+)
+def test_long_answers_make_up_for_few_rows(answer, rate):
+    train = Train(tokens_per_step=4000, num_train_epochs=1)
+    derived = derive(train, rows=800, tokens=800_000, hidden=576, supervised=None if answer is None else 800 * answer)
+    assert derived.settings.learning_rate == pytest.approx(rate)
+    assert ("answer tokens a step" in derived.why["learning_rate"]) == (answer == 18)
+
+
 @given(st.integers(1, 100_000), st.integers(1, 2000), st.one_of(st.just("auto"), st.integers(1, 9)))
 def test_steps_are_many_and_small(rows, mean, epochs):
     derived = derive(Train(num_train_epochs=epochs), rows=rows, tokens=rows * mean, hidden=1024)

@@ -127,15 +127,21 @@ def choose_settings(facts: Facts, split_again: bool) -> Settings:
     lora = Lora(r=r, alpha=ALPHA, use_rslora=facts.use_rslora)
     trained = max(1, facts.rows.train)
     derived = derive(
-        Train(), rows=trained, tokens=max(trained, facts.rows.tokens), hidden=hidden or WIDTH, update=width_of_update(lora)
+        Train(),
+        rows=trained,
+        tokens=max(trained, facts.rows.tokens),
+        hidden=hidden or WIDTH,
+        update=width_of_update(lora),
+        supervised=facts.rows.supervised,
     )
-    why |= {f"train.{key}": reason for key, reason in derived.why.items() if hidden or key != "learning_rate"}
+    known = {"num_train_epochs": True, "tokens_per_step": facts.rows.counted, "learning_rate": hidden}
+    why |= {f"train.{key}": derived.why[key] for key, is_known in known.items() if is_known}
     return Settings(
         base=base,
         r=r,
         alpha=ALPHA,
         num_train_epochs=derived.settings.num_train_epochs,
-        tokens_per_step=derived.settings.tokens_per_step,
+        tokens_per_step=derived.settings.tokens_per_step if facts.rows.counted else None,
         learning_rate=derived.settings.learning_rate if hidden else None,
         test_fraction=fraction,
         fits=fits,

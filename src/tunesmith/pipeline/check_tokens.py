@@ -67,10 +67,10 @@ class Tokens:
             self._seen += 1
         self._own_dates.add(rows)
 
-    def lengths_of(self, rows: list[Row]) -> list[int]:
-        """Tokens of each row that can be rendered; nothing of them is kept."""
+    def sizes_of(self, rows: list[Row]) -> list[tuple[int, int]]:
+        """Tokens of each row that can be rendered, and those of its answers; nothing of them is kept."""
         rendered = self._renderer.render_batch([Conversation.of(row) for row in rows])
-        return [row.tokens for row in rendered if not isinstance(row, DataError)]
+        return [(row.tokens, row.supervised_tokens) for row in rendered if not isinstance(row, DataError)]
 
     def findings(self, find: FindPlaces) -> list[CheckFinding]:
         """What is wrong with rows under this template."""

@@ -249,7 +249,8 @@ class _Look:
         """Look at a batch."""
         self.checks.add(batch)
         self.answers.add(batch)
-        lengths = [_estimated(row) for row in batch] if self._tokens is None else self._tokens.lengths_of(batch)
+        sizes = [(_estimated(row), 0) for row in batch] if self._tokens is None else self._tokens.sizes_of(batch)
+        lengths = [tokens for tokens, _ in sizes]
         self._rows += len(batch)
         self._total += sum(lengths)
         self._longest = max(self._longest, *lengths, 0)

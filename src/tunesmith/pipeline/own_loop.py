@@ -120,6 +120,7 @@ def settings_for(model: LoadedModel, documents: Documents, train: Train, shortag
         tokens=int(row_tokens(documents).sum()),
         hidden=head_weight(model.model).shape[1],
         update=width_of_update(model.lora),
+        supervised=documents.supervised_tokens,
     )
     return choose_dials(derived, model, int(documents.lengths.max()), shortage)
 

@@ -7,7 +7,9 @@ nothing. So the three settings that matter follow from what is known before the 
     epochs          4 to 1, fewer the more rows: the second pass over 10,000 rows is known to hurt (``BANDS``)
     tokens a step   32 rows, fewer where that would leave fewer than 150 steps, never less than one row
     rate            5e-4 (2000 / hidden)^0.781                      the width of the model
-                    x clamp(sqrt(rows a step / 128), 0.5, 1)        noise of the gradient
+                    x clamp(sqrt(rows a step / 128),                noise of the gradient, which few rows have less of
+                            or sqrt(answer tokens a step / 128),    where their answers are long,
+                            0.5, 1)                                 the larger of the two
                     x 1.5 below 100 steps                           short runs bear and want more
                     x 32 / (scale r)                                alpha 32 is what the first line was measured with
                     within 5e-5 .. 2e-3
@@ -19,10 +21,12 @@ Sources: the first line is Tinker's rule (``tinker_cookbook/hyperparam_utils.py`
 20 models of all families it ends 0.22 % above the best rate's test loss (0.84 % at worst; a fixed 2e-4: 0.69 % and 2.3 %).
 The other factors: their guide (the square root, 128 rows), Schulman et al. 2025, "LoRA Without Regret" (short runs; few rows a
 step), Chen, Villar and Hayou 2026, PMLR 306 (the best rate does not depend on rank while alpha is fixed). The lower clamp is
-ours: 16 rows a step are known to want more than 0.35 of the rate. Below a width of 2,000 it extrapolates.
+ours: 16 rows a step are known to want more than 0.35 of the rate. So is the root of answer tokens, of 48 trainings
+(``benchmarks/rates.py``): 4 such tokens a step, words for classes, want 0.5; 46, names as JSON, take anything from 0.5 to 1.5;
+172, addresses as JSON, want 1 at least. Below a width of 2,000 it extrapolates.
 
 Refused: a search (Optuna over hours ends where the rule and ``train.race`` end); a table by model, which knows no new one.
-Cost: none. A pure function of five numbers, without torch.
+Cost: none. A pure function of six numbers, without torch.
 """
 
 import math
@@ -41,7 +45,7 @@ BANDS: tuple[tuple[float, int, int], ...] = (  # rows below, r, epochs
 ALPHA = 32
 MIN_STEPS, MAX_ROWS = 150, 32
 BASE_RATE, WIDTH, POWER = 5e-4, 2000, 0.781
-REFERENCE_ROWS, LEAST_SHARE = 128, 0.5
+REFERENCE_ROWS, REFERENCE_TOKENS, LEAST_SHARE = 128, 128, 0.5
 SHORT_RUN, SHORT_FACTOR = 100, 1.5
 LOWEST, HIGHEST = 5e-5, 2e-3
 
@@ -85,7 +89,9 @@ def width_of_update(lora: Lora) -> float:
     return lora.scale * lora.r
 
 
-def derive(train: Train, *, rows: int, tokens: float, hidden: int, update: float = ALPHA) -> Derived:
+def derive(
+    train: Train, *, rows: int, tokens: float, hidden: int, update: float = ALPHA, supervised: float | None = None
+) -> Derived:
     """The settings that a section ``train`` comes to; numbers in it stand as they are.
 
     Args:
@@ -93,6 +99,7 @@ def derive(train: Train, *, rows: int, tokens: float, hidden: int, update: float
         tokens: of them all.
         hidden: width of the model.
         update: ``width_of_update`` of the adapter.
+        supervised: those of the tokens that are answers; None where nobody knows, and the rate follows from rows alone.
     """
     assert rows >= 1 and tokens >= rows and hidden >= 1 and update > 0.0, "nothing to derive from"
     why: dict[str, str] = {}
@@ -108,10 +115,11 @@ def derive(train: Train, *, rows: int, tokens: float, hidden: int, update: float
         step_tokens, why["tokens_per_step"] = _tokens_per_step(rows, mean, epochs)
     rows_per_step = min(float(rows), max(1.0, step_tokens / mean))
     steps = epochs * math.ceil(rows / rows_per_step)
+    answers = rows_per_step * (supervised or 0.0) / rows
     rate = train.learning_rate
     why["learning_rate"] = "as the recipe says"
     if rate == "auto":
-        rate, why["learning_rate"] = _learning_rate(hidden, rows_per_step, steps, update)
+        rate, why["learning_rate"] = _learning_rate(hidden, rows_per_step, answers, steps, update)
     numbers = {"learning_rate": rate, "tokens_per_step": step_tokens, "num_train_epochs": epochs}
     settings = TrainSettings.model_validate({**train.model_dump(), **numbers})
     return Derived(settings=settings, rows_per_step=rows_per_step, steps=steps, why=why)
@@ -132,12 +140,19 @@ def _tokens_per_step(rows: int, mean: float, epochs: int) -> tuple[int, str]:
     return tokens, why
 
 
-def _learning_rate(hidden: int, rows_per_step: float, steps: int, update: float) -> tuple[float, str]:
-    """The rule at the top, and its factors in words; those that are 1 are left out."""
+def _learning_rate(hidden: int, rows_per_step: float, answers: float, steps: int, update: float) -> tuple[float, str]:
+    """The rule at the top, and its factors in words; those that are 1 are left out.
+
+    Args:
+        answers: supervised tokens of a step.
+    """
     rate = BASE_RATE * (WIDTH / hidden) ** POWER
     words = f"= 5e-4 ({WIDTH}/{hidden})^{POWER}"
-    share = min(1.0, max(LEAST_SHARE, math.sqrt(rows_per_step / REFERENCE_ROWS)))
-    factors = [(share, f"{rows_per_step:.3g} row{'' if rows_per_step == 1 else 's'} a step")]
+    by_rows, by_answers = math.sqrt(rows_per_step / REFERENCE_ROWS), math.sqrt(answers / REFERENCE_TOKENS)
+    step = f"{rows_per_step:.3g} row{'' if rows_per_step == 1 else 's'} a step"
+    if by_answers > max(by_rows, LEAST_SHARE):
+        step = f"{answers:.3g} answer tokens a step"
+    factors = [(min(1.0, max(LEAST_SHARE, by_rows, by_answers)), step)]
     factors.append((SHORT_FACTOR if steps < SHORT_RUN else 1.0, f"{steps} steps"))
     factors.append((ALPHA / update, f"{ALPHA} over scale r {update:.4g}"))
     for factor, name in factors:

@@ -182,8 +182,8 @@ class Train(Optimisation):
 
     learning_rate: Literal["auto"] | Rate = Field(
         default="auto",
-        description="the highest, after the warm-up; auto follows from the model's width, the adapter's scale, the rows a step "
-        "and the number of steps",
+        description="the highest, after the warm-up; auto follows from the model's width, the adapter's scale, the rows and "
+        "answer tokens a step and the number of steps",
     )
     tokens_per_step: Literal["auto"] | Count = Field(
         default="auto",

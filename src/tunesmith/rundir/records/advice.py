@@ -257,7 +257,8 @@ class Settings(Record):
     """What to write into the recipe, each with its reason.
 
     Attributes:
-        base, r, alpha, num_train_epochs, tokens_per_step: as in the recipe.
+        base, r, alpha, num_train_epochs: as in the recipe.
+        tokens_per_step: the same; None where nobody rendered the rows, whose template may have most of their tokens.
         learning_rate: the same; None where the model's width is unknown.
         test_fraction: None where the recipe's share is right.
         fits: False where no base fits this machine.
@@ -268,7 +269,7 @@ class Settings(Record):
     r: int
     alpha: int
     num_train_epochs: int
-    tokens_per_step: int
+    tokens_per_step: int | None
     learning_rate: float | None
     test_fraction: float | None
     fits: bool
@@ -282,11 +283,13 @@ class Settings(Record):
             "lora.r": self.r,
             "lora.alpha": self.alpha,
             "train.num_train_epochs": self.num_train_epochs,
-            "train.tokens_per_step": self.tokens_per_step,
         }
-        if self.learning_rate is not None:
-            keys["train.learning_rate"] = self.learning_rate
-        return keys if self.test_fraction is None else {**keys, "data.test_fraction": self.test_fraction}
+        known = {
+            "train.tokens_per_step": self.tokens_per_step,
+            "train.learning_rate": self.learning_rate,
+            "data.test_fraction": self.test_fraction,
+        }
+        return keys | {key: value for key, value in known.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

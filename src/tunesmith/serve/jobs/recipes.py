@@ -6,6 +6,7 @@ What a request may set are the keys of ``hyperparameters.py``; a path can only c
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
@@ -109,27 +110,47 @@ def _without_labels(section: JsonValue, task: Json) -> JsonValue:
     return {key: value for key, value in section.items() if key != "labels"}
 
 
-def with_numbers(recipe: Recipe, asked: Json, *, rows: int, tokens: int, hidden: int) -> tuple[Recipe, Derived, list[str]]:
+class Counted(NamedTuple):
+    """What a train part amounts to.
+
+    Attributes:
+        rows: at least one.
+        tokens: of them all.
+        supervised: those of them that are answers.
+    """
+
+    rows: int
+    tokens: int
+    supervised: int
+
+    def derive(self, train: Train, recipe: Recipe, hidden: int) -> Derived:
+        """What a section ``train`` comes to for these rows, the recipe's adapter and a model of this width."""
+        rows, tokens, supervised = self
+        update = width_of_update(recipe.lora)
+        return derive(train, rows=rows, tokens=max(rows, tokens), hidden=hidden, update=update, supervised=supervised)
+
+
+def with_numbers(recipe: Recipe, asked: Json, counted: Counted, hidden: int) -> tuple[Recipe, Derived, list[str]]:
     """A recipe whose batch size and rate are those that were asked for, what it comes to, and what there is to say.
 
     Args:
-        rows, tokens: of the train part.
+        counted: of the train part.
         hidden: width of the model.
     """
+    mean = counted.tokens / counted.rows
     said: list[str] = []
     changes: Json = {}
     batch, multiplier = asked.get("batch_size", "auto"), asked.get("learning_rate_multiplier", "auto")
     if isinstance(batch, int):
-        changes["tokens_per_step"] = max(1, round(batch * tokens / rows))
-        said.append(f"batch_size {batch}: {changes['tokens_per_step']:,} tokens a step, {tokens / rows:,.0f} a row on average")
-    update = width_of_update(recipe.lora)
+        changes["tokens_per_step"] = max(1, round(batch * mean))
+        said.append(f"batch_size {batch}: {changes['tokens_per_step']:,} tokens a step, {mean:,.0f} a row on average")
     train = Train.model_validate({**recipe.train.model_dump(), **changes})
-    derived = derive(train, rows=rows, tokens=max(rows, tokens), hidden=hidden, update=update)
+    derived = counted.derive(train, recipe, hidden)
     if isinstance(multiplier, int | float):
         rate = float(f"{multiplier * derived.settings.learning_rate:.3g}")
         said.append(f"learning_rate_multiplier {multiplier:g}: {rate:g}, {multiplier:g} x {derived.settings.learning_rate:g}")
         train = Train.model_validate({**train.model_dump(), "learning_rate": rate})
-        derived = derive(train, rows=rows, tokens=max(rows, tokens), hidden=hidden, update=update)
+        derived = counted.derive(train, recipe, hidden)
     changed = recipe.model_copy(update={"train": train}) if said else recipe
     return changed, derived, said
 

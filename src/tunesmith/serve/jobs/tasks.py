@@ -36,7 +36,7 @@ from tunesmith.rundir.records.check import DataReport
 from tunesmith.rundir.records.data import Rendered
 from tunesmith.rundir.records.plan import PlanReport
 from tunesmith.serve.jobs.place import Place
-from tunesmith.serve.jobs.recipes import Wanted, metric_of, read_options, recipe_of, same_recipe, with_numbers
+from tunesmith.serve.jobs.recipes import Counted, Wanted, metric_of, read_options, recipe_of, same_recipe, with_numbers
 from tunesmith.serve.jobs.settings import JobsSettings
 from tunesmith.serve.jobs.store import Job
 
@@ -82,9 +82,8 @@ def check(place: Place, job: Job) -> Json:
     verbs.make(run, ["render"], all_needed=True)
     recipe, rendered, report = run.recipe(), Rendered.read(run.data / "rendered.json"), DataReport.read(run.data_report_file)
     rows = report.trained or report.train
-    changed, derived, said = with_numbers(
-        recipe, job.hyperparameters, rows=rows, tokens=rendered.train_tokens, hidden=_width(recipe)
-    )
+    counted = Counted(rows, rendered.train_tokens, rendered.supervised_tokens)
+    changed, derived, said = with_numbers(recipe, job.hyperparameters, counted, _width(recipe))
     if not same_recipe(changed, recipe):
         RunDir.create(run.path, changed, replace=True)
     split = "drawn from the training file" if job.validation_file is None else f"the validation file {job.validation_file}"
@@ -142,13 +141,12 @@ def estimate(place: Place, wanted: Wanted) -> Json:
     settings = place.settings()
     rows = place.files / wanted.file
     recipe = _recipe(place, settings, wanted, rows)
-    count, tokens, counted = _tokens(rows, settings, recipe)
+    count, counted = _tokens(rows, settings, recipe)
     held_out = recipe.data.dev_fraction + (0.0 if wanted.brings_test else recipe.data.test_fraction)
     trained = max(1, round(count * (1.0 - held_out)))
-    mean = tokens / counted
-    recipe, derived, said = with_numbers(
-        recipe, wanted.hyperparameters, rows=trained, tokens=round(trained * mean), hidden=_width(recipe)
-    )
+    share, mean = trained / counted.rows, counted.tokens / counted.rows
+    of_training = Counted(trained, round(share * counted.tokens), round(share * counted.supervised))
+    recipe, derived, said = with_numbers(recipe, wanted.hyperparameters, of_training, _width(recipe))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8", newline="\n")
@@ -156,8 +154,8 @@ def estimate(place: Place, wanted: Wanted) -> Json:
     epochs = derived.settings.num_train_epochs
     total = round(trained * mean * epochs)
     hours = None if not planned.tokens_per_second else total / planned.tokens_per_second / 3600.0
-    if counted < count:
-        said.append(f"tokens were counted on the first {counted:,} of {count:,} rows")
+    if counted.rows < count:
+        said.append(f"tokens were counted on the first {counted.rows:,} of {count:,} rows")
     said.append("hours and price are of the training; the arms, the export and the verdict come on top")
     return {
         "object": "fine_tuning.estimate",
@@ -184,19 +182,19 @@ def _price(recipe: Recipe, planned: PlanReport, tokens: int, hours: float | None
     return None if by_card is None else by_card * tokens / 1e6
 
 
-def _tokens(path: Path, settings: JobsSettings, recipe: Recipe) -> tuple[int, int, int]:
-    """Rows of a file; tokens of the first of them, and how many those are."""
+def _tokens(path: Path, settings: JobsSettings, recipe: Recipe) -> tuple[int, Counted]:
+    """Rows of a file, and what the first of them amount to."""
     reader = Reader(path, read_options(settings))
     counter = Tokens(open_base(recipe), recipe.model, recipe.train.max_length)
-    count = tokens = counted = 0
+    count, sizes = 0, list[tuple[int, int]]()
     for batch in reader.batches():
         count += len(batch)
-        if counted < COUNTED:
-            lengths = counter.lengths_of(batch[: COUNTED - counted])
-            tokens, counted = tokens + sum(lengths), counted + len(lengths)
-    if not counted:
+        if len(sizes) < COUNTED:
+            sizes += counter.sizes_of(batch[: COUNTED - len(sizes)])
+    if not sizes:
         raise DataError(f"{path}: no row can be rendered with the model's template", "look at them with the preview")
-    return count, tokens, counted
+    tokens, supervised = zip(*sizes, strict=True)
+    return count, Counted(len(sizes), sum(tokens), sum(supervised))
 
 
 def preview(place: Place, wanted: Wanted) -> Json:
