@@ -12,8 +12,8 @@ of the task. Printed are the bytes, and the mean KL of the model to the model wi
 ``expected`` is the KL that the rounding costs foretold.
 
 Computed in fp32 (the scores in bf16) by the same stack on both sides, so that the file's values differ and nothing else. A
-table goes to stdout and, with the types chosen, into ``benchmarks/results/bits-gguf-DATE.json`` (or ``--out``), which is
-added to, cell by cell.
+table goes to stdout and, with the weights in each type, into ``benchmarks/results/bits-gguf-DATE.json`` (or ``--out``), which
+is added to, cell by cell.
 
 Both models' own files are 4-bit already, and the 16-bit model here is their values. Such weights lie on a grid, and the type
 that has this grid rounds nothing: SmolLM2's layers are Q4_1, which no plain type brings back and a choice of types does.
@@ -294,7 +294,6 @@ def one_type(
     }
     if chosen:
         entry["less"] = less(found[plain], found[kind], held.row_N)
-        entry["chosen"] = {name: tensor.type for name, tensor in choice.tensors.items()}
     return entry
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,8 @@ from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate.arms import read_outputs
 from tunesmith.pipeline import verbs as api
 from tunesmith.pipeline import verdict
-from tunesmith.pipeline.stage import Session
+from tunesmith.pipeline.stage import Session, state_of
+from tunesmith.pipeline.table import EXPORT
 from tunesmith.rundir import RunDir, read_json, read_rows
 from tunesmith.rundir.events import read_events
 from tunesmith.rundir.records.evaluation import Verdict
@@ -107,6 +109,14 @@ def test_everything_is_skipped_the_second_time_and_redone_when_inputs_change(tin
     assert run.stages()["data"].inputs != before["data"].inputs
     api.render(run)
     assert run.stages()["render"] == before["render"]  # every row kept its part, so nothing else is made again
+
+
+def test_files_of_an_older_form_are_made_again(tiny_run):
+    recipe, known = tiny_run.recipe(), tiny_run.stages()["export"]
+    assert EXPORT.form > 1 and state_of(tiny_run, EXPORT, recipe, known)[0].state == "done"
+    older = replace(known, inputs={name: value for name, value in known.inputs.items() if name != "form of its files"})
+    state = state_of(tiny_run, EXPORT, recipe, older)[0]
+    assert (state.state, state.why) == ("stale", (f"form of its files nothing -> {EXPORT.form}",))
 
 
 def test_a_stage_whose_predecessor_is_missing_says_which_to_run(tmp_path, tiny_dir):

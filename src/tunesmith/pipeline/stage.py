@@ -84,6 +84,7 @@ class Stage:
         verb: the command that makes it.
         implied: cheap, so a verb that needs it makes it where it was never made.
         asks_base: it reads the base model.
+        form: of the outputs; raised where a newer version writes other files from the same inputs, and older ones do not do.
     """
 
     name: str
@@ -97,6 +98,16 @@ class Stage:
     verb: str = ""
     implied: bool = False
     asks_base: bool = False
+    form: int = 1
+
+    def parts(self, run: RunDir, recipe: Recipe) -> Parts:
+        """The inputs as they are now.
+
+        Raises:
+            MissingInput: a file of another stage is gone.
+        """
+        parts = self.inputs(Inputs(run, recipe))
+        return parts if self.form == 1 else {**parts, "form of its files": self.form}
 
     def command(self, run: RunDir) -> str:
         """What to type to make it."""
@@ -136,7 +147,7 @@ def state_of(run: RunDir, stage: Stage, recipe: Recipe, known: StageRecord | Non
     seconds, peak_bytes = (None, None) if known is None else (known.seconds, known.peak_bytes)
     standing = functools.partial(StageState, stage=stage.name, seconds=seconds, peak_bytes=peak_bytes)
     try:
-        parts = stage.inputs(Inputs(run, recipe))
+        parts = stage.parts(run, recipe)
     except MissingInput as missing:
         reason = f"{missing.name} is not there"
         return standing(state="never" if known is None else "waiting", why=(reason,)), None

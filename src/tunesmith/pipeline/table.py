@@ -356,6 +356,7 @@ EXPORT = Stage(
     outputs=("export/",),
     without=("export/parity.json", "export/sweep.json", "export/sweep.svg"),
     asks_base=True,
+    form=2,  # since a base that is deployed as a file is written with the run's template
 )
 
 
