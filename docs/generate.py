@@ -35,6 +35,7 @@ from tunesmith.rundir import records
 from tunesmith.rundir.records.base import FileRecord, Record
 
 sys.path.append(str(Path(__file__).parent))
+from bits_tables import with_bits
 from gpu_tables import with_predictions
 from installs_table import with_installs
 from llms import llms_text
@@ -100,6 +101,7 @@ def pages() -> dict[str, str]:
         "docs/explanation/memory.md": with_techniques((ROOT / "docs" / "explanation" / "memory.md").read_text()),
         "docs/explanation/gpu.md": with_predictions((ROOT / "docs" / "explanation" / "gpu.md").read_text()),
         "docs/how-to/several-gpus.md": with_scale((ROOT / "docs" / "how-to" / "several-gpus.md").read_text()),
+        "docs/explanation/bits.md": with_bits((ROOT / "docs/explanation/bits.md").read_text(), ROOT / "benchmarks" / "results"),
         "docs/how-to/install.md": with_installs((ROOT / "docs/how-to/install.md").read_text(), ROOT / "benchmarks" / "results"),
         "docs/llms.txt": llms_text(ROOT / "docs"),
         "CONTRIBUTING.md": with_tree((ROOT / "CONTRIBUTING.md").read_text()),
