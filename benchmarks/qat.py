@@ -66,7 +66,6 @@ TASKS = {
     "addresses": Task("us_addresses", "Q4_0", 2e-3),  # SmolLM2-135M
     "gemma": Task("us_addresses_gemma", "Q4_K_M"),  # Gemma-3-270M; its base is a Q4_K_M file already
     "gemma_Q4_0": Task("us_addresses_gemma", "Q4_0"),  # the same base, which lies on no grid of this type
-    "gemma_questions": Task("question_types_gemma", "Q4_0"),  # the same, and answers of two tokens
 }
 
 
@@ -78,14 +77,11 @@ def recipe_of(task: Task, rows: Path, method: str, seed: int, held_out: float) -
     """
     recipe = load_recipe(ROOT / "recipes" / f"{task.recipe}.yaml")
     rate = recipe.train.learning_rate if task.rate is None else task.rate
-    train = recipe.train.model_copy(
-        update={"learning_rate": rate, "num_train_epochs": 1, "replay": 0.0, "qat": method == "qat"}
-    )
+    train = recipe.train.model_copy(update={"learning_rate": rate, "num_train_epochs": 1, "qat": method == "qat"})
     data = recipe.data.model_copy(update={"path": str(rows), "test_fraction": held_out, "dev_fraction": held_out})
     export = recipe.export.model_copy(update={"gguf": (task.kind,), "lora_gguf": False})
     evaluate = recipe.evaluate.model_copy(update={"arms": ("zero_shot", *ARMS)})  # a recipe has one to beat; it is not asked
-    cell = changed(recipe, base="auto", data=data, train=train, export=export, seed=seed)
-    return cell.model_copy(update={"evaluate": evaluate})
+    return changed(recipe, data=data, train=train, export=export, seed=seed).model_copy(update={"evaluate": evaluate})
 
 
 def _rendered(name: str, room: Path, count: int) -> tuple[RunDir, Path]:
