@@ -1,14 +1,17 @@
-"""Numbers as people read and write them: shares and gains in points of 100, times, limits of length, amounts of memory. One
-place, so that terminal, page and log agree.
+"""Numbers as people read and write them: shares and gains in points of 100, times, limits of length, amounts of memory; and
+what a message names of a list. One place, so that terminal, page and log agree.
 
 >>> percent(0.4123), points(0.0312), points_between(-0.01, 0.052)
 ('41.2', '+3.1', '-1.0 to +5.2')
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+Item = TypeVar("Item")
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]+)\s*")
 
 
@@ -69,3 +72,12 @@ def whole_characters(text: str) -> str:
     """A text that UTF-8 can write, with ``?`` for what is no character: names of files, and what messages quote of files that
     are no text, may hold single bytes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def repeated(items: Iterable[Item]) -> list[Item]:
+    """What stands more than once among hashable items, in the order in which it first stands there; in time with their number.
+
+    >>> repeated(["b", "a", "b", "c", "a"])
+    ['b', 'a']
+    """
+    return [item for item, count in Counter(items).items() if count > 1]

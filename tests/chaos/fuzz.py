@@ -4,8 +4,8 @@
 
 A child reads one file after another; its memory may grow by ``MEMORY``, and each file may take ``SECONDS`` of the processor.
 What it raises that is no error of ours, what kills it and what takes longer is a finding: the file is kept in DIR under the
-parser's name, once for each place that it was found at. ``--kept`` reads what is kept instead of inventing anything; the tests
-do that, so what was mended stays mended.
+parser's name, once for each place that it was found at. What was mended lies in ``corpus/`` beside this file and is read before
+anything is invented, so it stays mended.
 """
 
 import argparse

@@ -45,6 +45,7 @@ from tunesmith.messages import Message, Tools
 _MARKS = re.compile(f"[{chr(MARK)}-{BREAK}]")
 _DEVELOPER = re.compile(r"""(["'])developer\1""")
 _REFUSED = (jinja2.TemplateError, TypeError, LookupError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_REFUSED += (NameError,)  # Jinja writes a number past all floats into its program as ``inf``
 _THINKING = re.compile(r"""\.thinking\b|\[["']thinking["']\]""")
 
 

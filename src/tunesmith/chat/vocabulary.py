@@ -213,10 +213,16 @@ class Vocabulary:
         """Refuse text that would not come back from its token ids.
 
         Raises:
-            DataError: a byte without a token (byte-level vocabularies drop it in silence), a character that becomes
-                the unknown token, or a normaliser that writes it differently.
+            DataError: half a character (a surrogate, which a template may write), a byte without a token (byte-level
+                vocabularies drop it in silence), a character that becomes the unknown token, or a normaliser that writes it
+                differently.
         """
-        raw = text.encode()
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{text[error.start]!r} is half a character, which no text may hold", "remove it from the row, or the template"
+            ) from error
         if self._missing_bytes and len(raw.translate(None, self._missing_bytes)) < len(raw):
             letter = next(c for c in text if any(byte in self._missing_bytes for byte in c.encode()))
             raise DataError(f"the tokenizer cannot represent {letter!r}; it would be lost", "remove it from the row")

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE
 from tunesmith.errors import DataError
+from tunesmith.formatting import repeated
 
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE = 100  # lines from which the separator is told
@@ -97,7 +98,7 @@ def _width(head: list[str], delimiter: str) -> int:
 
 
 def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
-    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
+    twice = repeated(cells)
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} stands twice in the first line", "rename one of the two")
     if len(cells) == 1 and any(other in cells[0] for other in DELIMITERS):

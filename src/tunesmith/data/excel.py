@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError
+from tunesmith.formatting import repeated
 
 
 def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
@@ -42,7 +43,7 @@ def excel_rows(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _header(cells: list[str], path: Path) -> list[str]:
-    twice = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
+    twice = repeated(cell for cell in cells if cell)
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} stands twice in the first row", "rename one of the two")
     return cells

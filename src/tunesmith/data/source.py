@@ -28,6 +28,7 @@ from tunesmith.data.problems import RowError, Unreadable
 from tunesmith.data.strict_json import MAX_LINE, loads, too_long
 from tunesmith.data.tables import hub_chunks, table_chunks
 from tunesmith.errors import DataError
+from tunesmith.formatting import repeated
 from tunesmith.recipe import is_below_folder
 
 # A block, its lines and their values should stay in the processor's cache: 1 MB at a time was a tenth slower.
@@ -176,8 +177,7 @@ def find_all(paths: Sequence[str]) -> Source:
     Raises:
         DataError: a path that is named twice, or as ``find``.
     """
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice:
+    if twice := repeated(paths):
         hint = "name it once; {path: ..., weight: 2} trains on its rows twice"
         raise DataError(f"data.path: {twice[0]} is named twice", hint)
     names = [Path(path).name for path in paths]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from tunesmith.data.finding import SHOWN, Example, Finding, excerpt
+from tunesmith.formatting import repeated
 from tunesmith.messages import Message, Tool, Tools
 from tunesmith.rundir.rows import Row
 
@@ -281,8 +282,7 @@ def faults(row: Row) -> dict[str, str]:
     first: dict[str, str] = {}
     schemas = _schemas(row.tools)
     if len(schemas) < len(row.tools):
-        names = [tool["function"]["name"] for tool in row.tools]
-        first["duplicate-tool"] = next(name for name in names if names.count(name) > 1)
+        first["duplicate-tool"] = repeated(tool["function"]["name"] for tool in row.tools)[0]
     for name, schema in schemas.items():
         if schema and _KEYWORDS.isdisjoint(schema) and not any(key in schema for key in _JOINED):
             first.setdefault("not-a-schema", f"{name}: {', '.join(schema)}")

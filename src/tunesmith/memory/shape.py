@@ -19,6 +19,7 @@ from tunesmith.errors import ModelError, damage_named
 from tunesmith.families import FAMILIES, WRAPPERS
 from tunesmith.rundir.records import Json
 
+LARGEST, DEEPEST = 2**24, 2**12  # of any size, and of the number of layers; what is beyond is no model
 REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 OPTIONAL = (
@@ -206,19 +207,25 @@ class Shape:
         return sum(count * layer.adapter(self.hidden) for layer, count in self.kinds)
 
 
+def is_size(value: object) -> bool:
+    """Whether a value of a configuration is a size that a model can have: a whole number that is not negative."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
 def shape_of(config: Json) -> Shape | str:
     """Sizes from a parsed ``config.json`` (of a multimodal model: from its text part).
 
     Returns:
-        The shape, or the name of a key that is missing or no number: such a model is not estimated.
+        The shape, or the name of a key that is missing or no such number: such a model is not estimated.
     """
     part = config.get("text_config")
     text = part if isinstance(part, dict) else config
-    sizes = {key: value for key, value in text.items() if isinstance(value, int) and not isinstance(value, bool)}
+    sizes = {key: value for key, value in text.items() if is_size(value)}
     odd = (key for key in (*REQUIRED, *OPTIONAL) if key not in sizes and (key in REQUIRED or text.get(key) is not None))
     if key := next(odd, None) or next((key for key in REQUIRED if sizes[key] < 1), None):
         return key
-    depth = sizes["num_hidden_layers"]
+    if (depth := sizes["num_hidden_layers"]) > DEEPEST:
+        return "num_hidden_layers"
     name = str(text.get("model_type") or config.get("model_type"))
     family = FAMILIES.get(WRAPPERS[name].family if name in WRAPPERS else name)
     layers = tuple(_layer(text, sizes, name, number) for number in range(depth))

@@ -8,6 +8,7 @@ Nothing is substituted: the model that is named is loaded, or it is an error. No
 """
 
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
+_PREFIXED = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,8 +57,22 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             f"{directory}: no tokenizer there",
             "copy tokenizer.json and tokenizer_config.json from the model that it was made of",
         )
+    _refuse_cut_characters(directory / "tokenizer.json")
     with damage_named(ModelError, f"{directory}: the tokenizer cannot be loaded", "get its tokenizer.json again"):
         return AutoTokenizer.from_pretrained(directory)
+
+
+def _refuse_cut_characters(path: Path) -> None:
+    """Refuse merges that the tokenizers library would cut within a character: it ends the process then, without an error."""
+    raw = path.read_bytes() if path.is_file() else b""
+    if _PREFIXED.search(raw) is None:
+        return
+    with damage_named(ModelError, f"{path}: the tokenizer cannot be loaded", "get it again"):
+        model = json.loads(raw)["model"]
+        pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or ())
+        bad = next((pair for pair in pairs if not pair[1].startswith(model["continuing_subword_prefix"])), None)
+    if bad is not None:
+        raise ModelError(f"{path}: the merge {bad!r} does not go on with continuing_subword_prefix", "get it again")
 
 
 def load_model(

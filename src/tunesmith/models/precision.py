@@ -22,12 +22,15 @@ from typing import Literal
 import torch
 
 from tunesmith import hardware
+from tunesmith.errors import ModelError
+from tunesmith.memory.shape import is_size
 from tunesmith.rundir import fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TOKENS, ROUNDS = 1024, 4
+WIDEST = 2**14  # that is tried; from there on the rate is the same
 BF16_CAPABILITY = (8, 0)  # of the first GPU with bf16 products, A100
 
 
@@ -38,6 +41,9 @@ def precision(base: str, compute: str, directory: Path) -> tuple[str, Dtype]:
         base: ``recipe.base``.
         compute: ``recipe.train.compute``.
         directory: Hugging Face model directory.
+
+    Raises:
+        ModelError: its ``config.json`` has widths that no model has.
     """
     if base == "fp32" or base == "bf16":
         return base, base
@@ -53,9 +59,7 @@ def _faster(directory: Path) -> Dtype:
         name = f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]})"
         logger.info(f"precision: {name} has no bf16 products; computing in fp16 (train.compute fixes it)")
         return "fp16"
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    text = config.get("text_config", config)
-    shape = (int(text["hidden_size"]), int(text.get("intermediate_size") or 4 * text["hidden_size"]))
+    shape = _shape(directory / "config.json")
     key = fingerprint([hardware.describe().cpu, torch.get_num_threads(), torch.__version__, shape])
     known = hardware.cache_dir() / "probes" / f"{key[:16]}.json"
     if known.exists():
@@ -70,8 +74,28 @@ def _faster(directory: Path) -> Dtype:
     return faster
 
 
+def _shape(path: Path) -> tuple[int, int]:
+    """Width of a model, and of what its layers widen to."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    widths: list[int] = []
+    for name in ("hidden_size", "intermediate_size"):
+        width = text.get(name) or 4 * sum(widths)
+        if not is_size(width) or width == 0:
+            raise ModelError(
+                f"{path}: {name} is {width!r:.40}, expected a number of a model's size", "get its config.json again"
+            )
+        widths.append(width)
+    return widths[0], widths[1]
+
+
 def probe(inputs: int, outputs: int) -> dict[str, float]:
-    """GFLOP/s of ``x W^T`` and ``dy W`` for 1,024 tokens by dtype, the best of a few rounds taken in turn."""
+    """GFLOP/s of ``x W^T`` and ``dy W`` for 1,024 tokens by dtype, the best of a few rounds taken in turn.
+
+    Args:
+        inputs, outputs: of the layer, at least 1; wider ones are tried at ``WIDEST``.
+    """
+    inputs, outputs = min(WIDEST, inputs), min(WIDEST, outputs)
     hardware.keep_fewer_kernels()
     best = {"fp32": float("inf"), "bf16": float("inf")}
     operands = {

@@ -6,10 +6,12 @@ mapped.
 Source: the API reference of fine-tuning jobs (``fine_tuning.job``).
 """
 
+from collections.abc import Mapping
+
 from pydantic import JsonValue
 
 from tunesmith.peers.hugging_face import LOOKED_AT, OUTPUT
-from tunesmith.peers.translation import NamedRows, Translation
+from tunesmith.peers.translation import LARGEST, NamedRows, Translation
 
 NAME = "OpenAI"
 MARKS = ("training_file", "fine_tuned_model", "trained_tokens", "object", "validation_file", "hyperparameters", "method")
@@ -34,18 +36,19 @@ def translate(t: Translation) -> None:
     else:
         t.map("model", "model", model)
     numbers = _hyperparameters(t)
-    epochs, batch, rate = (numbers.get(name) for name in ("n_epochs", "batch_size", "learning_rate_multiplier"))
-    if isinstance(epochs, int | float) and not isinstance(epochs, bool):
-        t.walk.epochs, t.walk.epochs_key, t.walk.epochs_given = float(epochs), "n_epochs", True
-    else:
-        t.default("n_epochs", "train.num_train_epochs", "auto", "left to the service there, and to the rows here")
+    epochs, batch, rate = (_positive(t, name, numbers) for name in ("n_epochs", "batch_size", "learning_rate_multiplier"))
+    left = "left to the service there"
+    if epochs is None:
         t.walk.epochs_key = ""
-    if isinstance(batch, int) and not isinstance(batch, bool):
-        t.walk.batch, t.walk.batch_keys = batch, f"batch_size {batch}"
+        _follow(t, "n_epochs", "train.num_train_epochs", f"{left}, and to the rows here")
     else:
-        t.default("batch_size", "train.tokens_per_step", "auto", "left to the service there, and to the rows here")
-    said = f"{rate}, of a rate that is not published" if isinstance(rate, int | float) else "left to the service there"
-    t.default("learning_rate_multiplier", "train.learning_rate", "auto", f"{said}; ours follows from the model and the rows")
+        t.walk.epochs, t.walk.epochs_key, t.walk.epochs_given = float(epochs), "n_epochs", True
+    if batch is None:
+        _follow(t, "batch_size", "train.tokens_per_step", f"{left}, and to the rows here")
+    else:
+        t.walk.batch, t.walk.batch_keys = max(1, round(batch)), f"batch_size {batch}"
+    said = left if rate is None else f"{rate}, of a rate that is not published"
+    _follow(t, "learning_rate_multiplier", "train.learning_rate", f"{said}; ours follows from the model and the rows")
     t.carry("seed", "seed", t.whole("seed"))
     t.differ(
         "the training: what OpenAI trains (rank, layers, schedule, lengths) is not published; keys that do not stand here have "
@@ -54,6 +57,23 @@ def translate(t: Translation) -> None:
     if (path := t.text("training_file")) is not None:
         t.rows.append(NamedRows(key="training_file", path=path))
     t.rest(DROPPED, {})
+
+
+def _follow(t: Translation, name: str, ours: str, words: str) -> None:
+    """A hyperparameter whose place in the recipe is left to the rows."""
+    if not t.is_refused(name):
+        t.default(name, ours, "auto", words)
+
+
+def _positive(t: Translation, name: str, numbers: Mapping[str, JsonValue]) -> int | float | None:
+    """A number above 0; None where it is left to the service, and another is refused."""
+    value = numbers.get(name)
+    if value is None or value == "auto":
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST:
+        return value
+    t.refuse(name, "expected a number above 0, or auto", "correct it in the file", final=True)
+    return None
 
 
 def _hyperparameters(t: Translation) -> dict[str, JsonValue]:

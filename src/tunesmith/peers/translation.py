@@ -5,9 +5,9 @@ convert.
 An empty value (``lora_model_dir:``) is an absent one, as it is there.
 """
 
+import contextlib
 import difflib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from tunesmith.rundir.records.imported import ImportedKey
 
 OFF = (None, False, 0, "", "none", "None", "no", "false", "off")
+LARGEST = 2**53  # whole number that a float holds, and that numbers of a training are multiplied below
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -131,18 +132,15 @@ class Translation:
         if value is None:
             return None
         if isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
+            with contextlib.suppress(ValueError, OverflowError):  # a text that is none, or a whole number past all floats
                 return float(value)
-            except ValueError:
-                self.refuse(key, "expected a number", f"--set {key}=NUMBER", final=True)
-                return None
         self.refuse(key, "expected a number", f"--set {key}=NUMBER", final=True)
         return None
 
     def whole(self, key: str) -> int | None:
         """The value as a whole number; another is refused."""
         number = self.number(key)
-        if number is None or (math.isfinite(number) and number == int(number)):
+        if number is None or (abs(number) <= LARGEST and number == int(number)):
             return None if number is None else int(number)
         self.refuse(key, "expected a whole number", f"--set {key}=NUMBER", final=True)
         return None

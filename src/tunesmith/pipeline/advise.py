@@ -230,7 +230,7 @@ def _shape(recipe: Recipe, directory: Path | str) -> Shape | str:
     shape = read_shape(directory)
     if isinstance(shape, Shape):
         return shape
-    return f"{recipe.model}: config.json has no number for {shape}, so nothing can be estimated"
+    return f"{recipe.model}: config.json has no usable number for {shape}, so nothing can be estimated"
 
 
 def _derived(recipe: Recipe, rows: RowFacts, shape: Shape | str) -> TrainSettings:

@@ -155,7 +155,7 @@ def turned_settings(wanted: TrainSettings, dials: Dials) -> dict[str, object]:
 
 def _shape(base: BaseModel) -> Shape | str:
     shape = read_shape(base.directory)
-    return shape if isinstance(shape, Shape) else f"config.json has no number for {shape}"
+    return shape if isinstance(shape, Shape) else f"config.json has no usable number for {shape}"
 
 
 def dials_of_run(base: BaseModel, lora: Lora, train: TrainSettings, device: Literal["gpu", "cpu"] = "gpu") -> Dials:

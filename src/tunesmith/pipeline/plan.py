@@ -148,7 +148,7 @@ def _shape(file: Path) -> tuple[Json, Shape]:
     shape = shape_of(config)
     if isinstance(shape, Shape):
         return config, shape
-    raise ModelError(f"{file}: has no number for {shape}, so nothing can be estimated", f"name {shape} in config.json")
+    raise ModelError(f"{file}: has no usable number for {shape}, so nothing can be estimated", f"name {shape} in config.json")
 
 
 def _disk(recipe: Recipe | None, target: Path, directory: Path, config: Json, point: Point) -> DiskPlan:

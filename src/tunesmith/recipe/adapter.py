@@ -64,6 +64,9 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     targets = config.setdefault("target_modules", [])
     if not isinstance(targets, str | list):
         raise ModelError(f"{path}: target_modules is {targets!r}", "a list of names or a regular expression; get it again")
+    experts: JsonValue = config.get("target_parameters") or []
+    if not isinstance(experts, list) or not all(isinstance(name, str) for name in experts):
+        raise ModelError(f"{path}: target_parameters is {experts!r:.200}", "a list of names; get the file again")
     settings = [key for key in NOT_APPLIED if config.get(key)]
     if config.get("bias", "none") != "none":
         settings.append("bias")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from tunesmith.formatting import repeated
 from tunesmith.recipe.section import Section
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -176,7 +177,6 @@ class Chat(Section):
 
     @model_validator(mode="after")
     def _each_once(self) -> "Chat":
-        texts = [token.text for token in self.new_tokens]
-        if twice := sorted({text for text in texts if texts.count(text) > 1}):
+        if twice := repeated(token.text for token in self.new_tokens):
             raise ValueError(f"new_tokens: {twice[0]!r} is named twice")
         return self

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
+from tunesmith.formatting import repeated
 from tunesmith.recipe.amount import AmountText
 from tunesmith.recipe.budget import checked_budget
 from tunesmith.recipe.data import Chat, Data
@@ -159,8 +160,7 @@ class Recipe(Section):
             raise ValueError("export.lora_gguf writes an adapter, and the tuned model that is brought is none")
         if evaluate.forgetting.tasks and self.tuned_kind != "adapter":
             raise ValueError("evaluate.forgetting.tasks are run with an adapter on and off; what is brought is no adapter")
-        names = [one.label for one in self.tuned]
-        if twice := [name for name in names if names.count(name) > 1]:
+        if twice := repeated(one.label for one in self.tuned):
             raise ValueError(f"tuned: two candidates are called {twice[0]}; give each a name")
         if evaluate.seeds > 1 or evaluate.learning_curve:
             raise ValueError("evaluate.seeds and evaluate.learning_curve train, and with tuned nothing is trained")

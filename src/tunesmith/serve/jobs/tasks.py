@@ -132,7 +132,7 @@ def _width(recipe: Recipe) -> int:
     """
     shape = read_shape(open_base(recipe).directory)
     if not isinstance(shape, Shape):
-        raise ModelError(f"{recipe.model}: has no number for {shape}", "name another base model")
+        raise ModelError(f"{recipe.model}: has no usable number for {shape}", "name another base model")
     return shape.hidden
 
 
