@@ -7,10 +7,10 @@
 ARG DEBIAN=trixie
 
 FROM debian:${DEBIAN}-slim AS python
-# Debian's own Python gets its security fixes; versions of these two follow the release that DEBIAN names.
+# Debian's own Python gets its security fixes; versions of these follow the release that DEBIAN names.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \
+ && apt-get install -y --no-install-recommends ca-certificates libgomp1 python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 

@@ -24,13 +24,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xllamacpp
-
 from tunesmith import hardware
 from tunesmith.engines.libllama import Libllama
 from tunesmith.errors import ExportError
+from tunesmith.kernels.llama_cpp import import_llama_cpp
 from tunesmith.rundir.records import Json
 
+xllamacpp = import_llama_cpp()
 SECONDS = 60  # that rendering may take
 _HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what stays on this machine goes to no proxy
 
@@ -89,7 +89,7 @@ class Worker:
             ExportError: it cannot run the file.
         """
         if self._server is None:
-            params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
+            params = xllamacpp.CommonParams()
             params.model.path = str(self._gguf)
             params.n_ctx = self._context
             params.n_parallel = 1
@@ -101,13 +101,11 @@ class Worker:
             # To fit layers into the memory of a GPU, the file is read once more; without one there is nothing to fit.
             params.fit_params = has_gpu()
             if self._lora is not None:
-                adapter = xllamacpp.CommonAdapterLoraInfo(  # pyright: ignore[reportAttributeAccessIssue]
-                    str(self._lora), 0.0
-                )
+                adapter = xllamacpp.CommonAdapterLoraInfo(str(self._lora), 0.0)
                 params.lora_adapters = [adapter]
                 params.lora_init_without_apply = True
             try:
-                self._server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+                self._server = xllamacpp.Server(params)
             except RuntimeError as error:
                 raise ExportError(f"{self._gguf}: llama.cpp cannot run it: {error}", "run: tunesmith export RUN") from error
         return self._server
@@ -165,8 +163,8 @@ class Worker:
 
 def has_gpu() -> bool:
     """Whether llama.cpp computes on something else than the CPU."""
-    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU  # pyright: ignore[reportAttributeAccessIssue]
-    devices = xllamacpp.get_device_info()  # pyright: ignore[reportAttributeAccessIssue]
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    devices = xllamacpp.get_device_info()
     return any(device["type"] != cpu for device in devices)
 
 

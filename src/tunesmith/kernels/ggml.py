@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tunesmith.kernels.llama_cpp import shared_object
+from tunesmith.kernels.llama_cpp import open_shared_object, shared_object
 
 FUNCTIONS = {
     "Q4_0": "dequantize_row_q4_0",
@@ -33,10 +33,9 @@ FUNCTIONS = {
 
 @functools.cache
 def _function(kind: str) -> Any:
-    file = shared_object()
-    if file is None or kind not in FUNCTIONS:
+    if shared_object() is None or kind not in FUNCTIONS:
         return None
-    function = getattr(ctypes.CDLL(str(file)), FUNCTIONS[kind], None)
+    function = getattr(open_shared_object(), FUNCTIONS[kind], None)
     if function is not None:
         function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return function

@@ -23,6 +23,7 @@ from tunesmith.engines.open import open_endpoint
 from tunesmith.engines.openai_endpoint import OpenAIEndpoint
 from tunesmith.errors import MissingPackage, RecipeError
 from tunesmith.evaluate.metrics import make_metric
+from tunesmith.kernels.llama_cpp import open_shared_object
 from tunesmith.memory.shape import Shape, read_shape
 from tunesmith.pipeline.disk import Saving, refuse_training
 from tunesmith.pipeline.followers import PACKAGES
@@ -146,6 +147,8 @@ def _refuse_missing_packages(recipe: Recipe, stages: Iterable[Stage], modules: s
             raise MissingPackage(
                 f"{key} needs the package {package}, which is not installed", f"run: pip install 'tunesmith[{extra}]'"
             )
+        if package == "xllamacpp":
+            open_shared_object()  # a library of the system that it is linked to may be missing
 
 
 def _refuse_missing_keys(recipe: Recipe, stages: Iterable[Stage], modules: set[str], *, ask: bool) -> None:

@@ -22,11 +22,11 @@ import urllib.request
 from dataclasses import asdict
 from typing import Any
 
-import xllamacpp
-
 from tunesmith.engines.llama_cpp_worker import has_gpu
+from tunesmith.kernels.llama_cpp import import_llama_cpp
 from tunesmith.serve.llama_cpp_process import Facts, Settings
 
+xllamacpp = import_llama_cpp()
 SECONDS = 60  # that a server that has loaded its model may take to say so
 _HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what stays on this machine goes to no proxy
 
@@ -37,7 +37,7 @@ def serve(settings: Settings) -> Any:
     Raises:
         RuntimeError: llama.cpp cannot run the file, or apply an adapter.
     """
-    params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
+    params = xllamacpp.CommonParams()
     params.model.path = settings.model
     params.n_ctx = settings.context * settings.slots
     params.n_parallel = settings.slots
@@ -48,14 +48,14 @@ def serve(settings: Settings) -> Any:
     params.cache_idle_slots = False
     if settings.adapters:
         params.n_ctx_checkpoints = 0
-        adapter = xllamacpp.CommonAdapterLoraInfo  # pyright: ignore[reportAttributeAccessIssue]
+        adapter = xllamacpp.CommonAdapterLoraInfo
         params.lora_adapters = [adapter(path, 0.0) for path in settings.adapters]
         params.lora_init_without_apply = True
     params.api_keys = [settings.key]
     params.cors_origins = ""
     params.ui = False
     params.verbosity = 1  # errors
-    return xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+    return xllamacpp.Server(params)
 
 
 def facts_of(server: Any, settings: Settings) -> Facts:

@@ -36,6 +36,7 @@ import orjson
 
 from tunesmith.chat.render import Renderer
 from tunesmith.errors import ExportError, MissingPackage, first_line
+from tunesmith.kernels.llama_cpp import open_shared_object
 from tunesmith.rundir.records import Json
 from tunesmith.serve.asking import Ask, End, EngineGone, EngineStarting, Likely, Piece, Sampling, Token
 from tunesmith.serve.engine_http import lines_of, reason_of
@@ -121,9 +122,9 @@ class LlamaCppEngine:
         """
         try:
             import httpx2  # noqa: F401
-            import xllamacpp  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingPackage(f"serving needs the package {error.name}", "run: pip install 'tunesmith[serve]'") from error
+        open_shared_object()
         files = Files(model, adapters)
         try:
             process = await asyncio.to_thread(LlamaCppProcess, files, room.slots, room.context)
