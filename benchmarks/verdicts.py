@@ -31,14 +31,19 @@ READ = (
 def keep(run: RunDir, target: Path) -> None:
     """Write ``verdict.json`` and the archive of what it was made from into ``target``."""
     target.mkdir(parents=True, exist_ok=True)
-    (target / "verdict.json").write_bytes(run.verdict_file.read_bytes())
+    (target / "verdict.json").write_text(_anywhere(run.verdict_file), encoding="utf-8")
     files = sorted({file for pattern in READ for file in run.path.glob(pattern)})
     with tarfile.open(target / ARCHIVE, "w:xz") as archive:
         for file in files:
-            content = file.read_text(encoding="utf-8").replace(str(ROOT), "{root}").encode()
+            content = _anywhere(file).encode()
             entry = tarfile.TarInfo(str(file.relative_to(run.path)))
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+
+
+def _anywhere(file: Path) -> str:
+    """The text of a file without the place of this checkout."""
+    return file.read_text(encoding="utf-8").replace(str(ROOT), "{root}")
 
 
 def reach(kept: Path, place: Path) -> Verdict:
