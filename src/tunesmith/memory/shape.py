@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import TypeGuard
 
 from tunesmith.errors import ModelError, damage_named
 from tunesmith.families import FAMILIES, WRAPPERS
@@ -207,7 +208,7 @@ class Shape:
         return sum(count * layer.adapter(self.hidden) for layer, count in self.kinds)
 
 
-def is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
     """Whether a value of a configuration is a size that a model can have: a whole number that is not negative."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
