@@ -106,7 +106,7 @@ def test_a_model_whose_sizes_are_not_known_takes_least(choose, tmp_path, a_card)
     assert dials.placed(base, _recipe(tmp_path)) is base
     loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")), base=base, lora=Lora(), layers=ADAPTED)
     found = dials.choose_dials(derive(Train(tokens_per_step=8192), rows=900, tokens=2e5, hidden=4096), loaded)
-    assert found.settings.recompute == "layer" and "no number for num_hidden_layers" in found.lines[-1]
+    assert found.settings.recompute == "layer" and "no usable number for num_hidden_layers" in found.lines[-1]
 
 
 def test_the_loader_is_told_what_must_stream(a_card, tmp_path):
