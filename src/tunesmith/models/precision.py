@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 TOKENS, ROUNDS = 1024, 4
-WIDEST = 2**14  # that is tried; from there on the rate is the same
+WIDEST = 2**14  # that is tried, so that no file says how much memory a probe takes
 BF16_CAPABILITY = (8, 0)  # of the first GPU with bf16 products, A100
 
 
